@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from perfmodel.results.residuals import Residuals
     from profiler.profiling.profile_law import profile_law
     from profiler.profiling.profile_pair import Profile, profile
+    from s2d.exporting.export import Export, export
     from s2d.loading.exits import write_exits
     from s2d.running.run import run
     from s2d.running.run_inputs import RunRequest
@@ -57,6 +58,7 @@ _MODULES = {
     "perfmodel.results.residuals": ("Residuals",),
     "profiler.profiling.profile_law": ("profile_law",),
     "profiler.profiling.profile_pair": ("profile", "Profile"),
+    "s2d.exporting.export": ("export", "Export"),
     "s2d.loading.exits": ("write_exits",),
     "s2d.running.run": ("run",),
     "s2d.running.run_inputs": ("RunRequest",),
@@ -72,6 +74,7 @@ __all__ = [
     "CalibrationCurve",
     "Completion",
     "ConfidenceFloor",
+    "Export",
     "HeuristicLength",
     "ModelLatency",
     "Plan",
@@ -92,6 +95,7 @@ __all__ = [
     "compare",
     "draft_lengths",
     "draft_shapes",
+    "export",
     "latency",
     "load",
     "plan",

@@ -114,7 +114,7 @@ def _own_problems(engine: Engine, plan: Plan) -> Sequence[str]:
     if isinstance(stop, ConfidenceFloor) and engine.floor is not None and stop.keeps_token != engine.floor.keeps_token:
         kept, planned = ("keeps", "drops") if engine.floor.keeps_token else ("drops", "keeps")
         problems.append(
-            f"stop-rule: {engine.title} {kept} the token below the floor: expected a plan that does, and this one {planned} it. "
+            f"stop-rule: {engine.title} {kept} the token below the floor, and the plan {planned} it: expected the same. "
             f"Plan for this engine: s2d-plan --engine {engine.name}"
         )
     return problems

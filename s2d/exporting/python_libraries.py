@@ -7,7 +7,7 @@ from s2d.exporting.serving import TARGET_VARIABLE, EngineFiles, Serving, TextFil
 
 OPENVINO_CACHE_GB = 4
 """Memory for the KV caches of target and draft together, in OpenVINO's unit."""
-_ARGUMENTS = '''\
+_ARGUMENTS = """\
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("text", help="the text to continue")
 parser.add_argument("--max-new-tokens", type=int, default=128, metavar="TOKENS")
@@ -15,7 +15,7 @@ parser.add_argument("--target", default=TARGET, metavar="PATH")
 parser.add_argument("--plain", action="store_true", help="decode without the draft")
 args = parser.parse_args()
 os.chdir(Path(__file__).parent)  # the paths above are relative to this folder
-'''
+"""
 
 
 def openvino_files(serving: Serving) -> EngineFiles:
@@ -23,7 +23,7 @@ def openvino_files(serving: Serving) -> EngineFiles:
     precision = {"f32": "f32", "fp32": "f32"}.get(serving.weights)
     threads = {} if serving.num_threads is None else {"INFERENCE_NUM_THREADS": serving.num_threads}
     exact = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
-    body = f'''\
+    body = f"""\
 import argparse
 import os
 from pathlib import Path
@@ -50,7 +50,7 @@ config.apply_chat_template = False
 if not args.plain:
     config.num_assistant_tokens = NUM_ASSISTANT_TOKENS
 print(pipeline.generate(args.text, config))
-'''
+"""
     notes = (
         "OpenVINO drafts in its PagedAttention backend only. `assistant_confidence_threshold` excludes `num_assistant_tokens`.",
         "OpenVINO's acceptance at a temperature above 0 does not keep the target's distribution: decode greedily.",
@@ -60,7 +60,7 @@ print(pipeline.generate(args.text, config))
 
 def onnxruntime_files(serving: Serving) -> EngineFiles:
     """A Python script. `write_composite` writes the configuration once the models are converted."""
-    body = f'''\
+    body = f"""\
 import argparse
 import os
 from pathlib import Path
@@ -85,7 +85,7 @@ while not generator.is_done():
 print(tokenizer.decode(generator.get_sequence(0)[len(prompt):]))
 if not args.plain:
     print(dict(generator.get_speculative_stats()))
-'''
+"""
     notes = (
         "`min_adaptive_k` is not set: ONNX Runtime would then choose lengths itself, starting at the shortest.",
         "ONNX Runtime GenAI drafts for one sequence at a time.",
@@ -97,7 +97,7 @@ def transformers_files(serving: Serving) -> EngineFiles:
     """A Python script with assisted generation. The settings are in the draft's generation_config.json."""
     dtype = TORCH_DTYPES.get(serving.weights, serving.weights)
     threads = "" if serving.num_threads is None else f"torch.set_num_threads({serving.num_threads})\n"
-    body = f'''\
+    body = f"""\
 import argparse
 import os
 from pathlib import Path
@@ -119,7 +119,7 @@ inputs = tokenizer(args.text, return_tensors="pt")
 inputs.pop("token_type_ids", None)
 output = target.generate(**inputs, do_sample=False, max_new_tokens=args.max_new_tokens, **draft)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
-'''
+"""
     notes = (
         "transformers reads the draft length from the draft: draft/generation_config.json has num_assistant_tokens, a constant "
         "schedule and a confidence threshold of 0, because its defaults change the length while they run.",
@@ -129,8 +129,9 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 
 def s2d_files(serving: Serving) -> EngineFiles:
     """`s2d-run` with the plan."""
-    words = [*quote_words("s2d-run", "--plan", "plan.json"), f"--target {TARGET_VARIABLE}", *quote_words("--draft", serving.draft)]
-    text = script(serving, "Run the plan, and compare it with the prediction: run.sh --check.", [f"exec {command_lines(words)}"])
+    words = ["s2d-run --plan plan.json", f"--target {TARGET_VARIABLE}", *quote_words("--draft", serving.draft)]
+    purpose = "Run the plan, and compare it with the prediction: run.sh --check."
+    text = script(serving, purpose, [f"exec {command_lines(words)}"])
     run = TextFile(name="run.sh", text=text, purpose="runs the plan: ./run.sh --prompt TEXT, ./run.sh --check", is_command=True)
     return EngineFiles(files=(run,), notes=("The draft is exported whole, with all its exits.",))
 

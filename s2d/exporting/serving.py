@@ -31,6 +31,8 @@ class Serving:
     draft_num_devices: int
     context_tokens: Tokens
     """Longest text that both models can read."""
+    text_tokens: Tokens
+    """Prompt and output of the plan's workload."""
     max_batch: int
     """Sequences decoded together."""
     num_threads: int | None

@@ -1,7 +1,7 @@
 """The prompts of a smoke test, and the acceptance that the plan expects on them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerFast
 
@@ -45,7 +45,6 @@ class SmokePrompt:
     expected_tokens: tuple[int, ...] | None
     """The target's text in the trace."""
     num_rounds: int | None
-    num_drafted: int | None
     num_accepted: float | None
 
 
@@ -62,7 +61,7 @@ class SmokeTest:
     num_threads: int | None
     context_tokens: Tokens
     acceptance_length: float
-    """Expected accepted tokens per round, and the bonus."""
+    """Expected tokens per round: the accepted ones, and the bonus."""
     tolerance_frac: Frac
     """A measured length lower by more than this fails the test."""
     expected_from: str
@@ -131,8 +130,8 @@ def _from_plan(request: PromptRequest, plan: Plan, tokenizer: PreTrainedTokenize
     fitting = [(prompt, ids) for prompt, ids in encoded if ids and len(ids) + max_new_tokens <= _context_tokens(plan)]
     if not fitting:
         raise UserInputError(
-            f"no prompt fits the context of {_context_tokens(plan)} tokens with {max_new_tokens} new ones: expected shorter ones. "
-            "Give others with --prompts."
+            f"no prompt fits the context of {_context_tokens(plan)} tokens with {max_new_tokens} new ones: expected shorter "
+            "prompts. Give others with --prompts."
         )
     interval, rounds = plan.speedup, plan.chosen.rounds
     return Expectation(
@@ -144,12 +143,11 @@ def _from_plan(request: PromptRequest, plan: Plan, tokenizer: PreTrainedTokenize
                 max_new_tokens=max_new_tokens,
                 expected_tokens=None,
                 num_rounds=None,
-                num_drafted=None,
                 num_accepted=None,
             )
             for prompt, ids in fitting[:NUM_PROMPTS]
         ),
-        acceptance_length=1 + rounds.accepted_per_round,
+        acceptance_length=rounds.tokens_per_round,
         tolerance_frac=max(OTHER_PROMPTS_TOLERANCE, 1 - interval.low / interval.value),
         source="the plan, over other prompts",
     )
@@ -162,7 +160,7 @@ def _from_trace(
     _check_trace(plan, trace)
     texts = _traced_prompts(request, trace, tokenizer)
     numbers = [number for number, prompt in enumerate(trace.header.prompts) if prompt.name in texts]
-    chosen = choose_prompts([replace(texts[trace.header.prompts[number].name][0]) for number in numbers], "all", NUM_PROMPTS)
+    chosen = choose_prompts([texts[trace.header.prompts[number].name][0] for number in numbers], "all", NUM_PROMPTS)
     names = {prompt.name for prompt in chosen}
     numbers = [number for number in numbers if trace.header.prompts[number].name in names]
     short = trace.subset(numbers).shortened(min(MAX_NEW_TOKENS, trace.header.max_new_tokens))
@@ -176,14 +174,13 @@ def _from_trace(
             max_new_tokens=traced.num_positions,
             expected_tokens=tuple(short.target_token[end - traced.num_positions : end].tolist()),
             num_rounds=rounds.num_rounds,
-            num_drafted=rounds.num_drafted,
             num_accepted=rounds.num_accepted,
         )
         for traced, rounds, end in zip(short.header.prompts, by_prompt, ends, strict=True)
     )
     return Expectation(
         prompts=prompts,
-        acceptance_length=1 + sum_rounds(by_prompt).accepted_per_round,
+        acceptance_length=sum_rounds(by_prompt).tokens_per_round,
         tolerance_frac=EXACT_TOLERANCE if weights in EXACT_WEIGHTS else ROUNDED_TOLERANCE,
         source="the replay of these prompts",
     )
@@ -217,9 +214,7 @@ def _traced_prompts(
     source = PromptSource(
         prompts=request.prompts, default=FAMILY_PROMPTS, read_as=request.read_as, split="all", num_prompts=2**31
     )
-    traced = {
-        prompt.name: prompt.prompt_tokens for prompt in trace.header.prompts if prompt.num_positions >= MIN_OUTPUT_TOKENS
-    }
+    traced = {prompt.name: prompt.prompt_tokens for prompt in trace.header.prompts if prompt.num_positions >= MIN_OUTPUT_TOKENS}
     texts: dict[str, tuple[Prompt, tuple[int, ...]]] = {}
     for prompt in source.load(first_turns=True):
         if prompt.name in traced:

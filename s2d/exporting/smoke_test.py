@@ -1,10 +1,11 @@
 """Runs ten prompts in the engine, and compares acceptance with the plan and speculative text with plain text.
 
-    PYTHON smoke_test.py                              with the engine's own Python: starts and stops the engine
-    python smoke_test.py --url http://127.0.0.1:8000  against a server that runs ./serve.sh
+    PYTHON smoke_test.py                               with the engine's own Python: starts and stops the engine
+    python3 smoke_test.py --start-server               starts and stops ./serve.sh, then ./serve-plain.sh
+    python3 smoke_test.py --url http://127.0.0.1:8000  asks a server that runs ./serve.sh already
 
-Exit code 0: everything is as planned. 1: something is not, or could not be checked. Needs the standard library alone. The prompts
-and what is expected of them are in prompts.json.
+Exit code 0: everything is as planned. 1: something is not, or could not be checked. Needs the standard library alone.
+The prompts and what is expected of them are in prompts.json.
 """
 
 import argparse
@@ -12,9 +13,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -27,7 +30,12 @@ FOLDER = Path(__file__).resolve().parent
 HEALTHY_FRAC = 0.2
 """An engine that accepts less than this share of the expected tokens drafts for another model."""
 REQUEST_TIMEOUT_S = 600.0
+START_TIMEOUT_S = 1800.0
+"""A large target takes minutes to load."""
+POLL_S = 0.5
 LOG = "smoke_test.log"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+"""Nothing is downloaded, and no usage is reported."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,8 @@ class Answer:
 
     tokens: list[int]
     num_rounds: int | None = None
-    num_drafted: int | None = None
-    num_accepted: float | None = None
+    num_tokens_outside: int = 0
+    """Tokens that come from the prompt's pass, before the first counted round."""
 
 
 class Caller(Protocol):
@@ -59,12 +67,12 @@ def main() -> int:
     test = json.loads((FOLDER / "prompts.json").read_text(encoding="utf-8"))["body"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
-        with _caller(test, args.url, args, has_draft=True) as speculative:
+        with _caller(test, args, has_draft=True) as speculative:
             _print(f"{speculative.label}: {test['draft_tokens']} tokens per round, {test['weights']} weights")
             answers = [_report(prompt, speculative.call(prompt)) for prompt in test["prompts"]]
         problems = acceptance_problems(test, answers)
         if args.url is None or args.plain_url is not None:
-            with _caller(test, args.plain_url, args, has_draft=False) as plain:
+            with _caller(test, args, has_draft=False) as plain:
                 problems += text_problems(test, answers, plain)
         else:
             problems += recorded_text_problems(test, answers)
@@ -79,6 +87,8 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="address of a server that runs serve.sh (default: start the engine here)")
+    start_help = "start serve.sh and serve-plain.sh, instead of the engine's Python API (default if it has none)"
+    parser.add_argument("--start-server", action="store_true", help=start_help)
     parser.add_argument("--plain-url", help="address of a server that runs serve-plain.sh, to compare texts")
     parser.add_argument("--target", help="another place of the target")
     args = parser.parse_args()
@@ -100,8 +110,8 @@ def acceptance_problems(test: dict[str, Any], answers: list[Answer]) -> list[str
     )
     if measured - 1 < HEALTHY_FRAC * (expected - 1):
         return [
-            f"the engine rejects almost every drafted token: {measured - 1:.2f} accepted per round, expected {expected - 1:.2f}. "
-            "Draft and target do not fit: look for another tokenizer, another target, or a draft that the engine quantises."
+            f"the engine rejects almost every drafted token: {measured - 1:.2f} accepted per round, expected {expected - 1:.2f}"
+            ". Draft and target do not fit: look for another tokenizer, another target, or a draft that the engine quantises."
         ]
     if measured < lowest:
         return [f"acceptance length {measured:.2f} is below {lowest:.2f}: the speedup will be lower than planned."]
@@ -109,13 +119,12 @@ def acceptance_problems(test: dict[str, Any], answers: list[Answer]) -> list[str
 
 
 def acceptance_length(answers: list[Answer]) -> float | None:
-    """Accepted tokens per round, and the bonus; None if the engine does not report them."""
-    rounds = [answer.num_rounds for answer in answers]
-    accepted = [answer.num_accepted for answer in answers]
-    if any(number is None for number in (*rounds, *accepted)):
+    """Tokens per round; None if the engine does not report its rounds."""
+    rounds = [answer.num_rounds for answer in answers if answer.num_rounds is not None]
+    if len(rounds) < len(answers):
         return None
-    num_rounds = sum(filter(None, rounds))
-    return 1 + sum(filter(None, accepted)) / num_rounds if num_rounds else 1.0
+    num_tokens = sum(len(answer.tokens) - answer.num_tokens_outside for answer in answers)
+    return num_tokens / sum(rounds) if sum(rounds) else 1.0
 
 
 def text_problems(test: dict[str, Any], answers: list[Answer], plain: Caller) -> list[str]:
@@ -175,15 +184,42 @@ def _report(prompt: dict[str, Any], answer: Answer) -> Answer:
     return answer
 
 
-def _caller(
-    test: dict[str, Any], url: str | None, args: argparse.Namespace, *, has_draft: bool
-) -> AbstractContextManager[Caller]:
+def _caller(test: dict[str, Any], args: argparse.Namespace, *, has_draft: bool) -> AbstractContextManager[Caller]:
     """The engine, started here or asked at an address."""
-    if url is None:
-        return _worker(test, args.target or test["target"], has_draft=has_draft)
+    url = args.url if has_draft else args.plain_url
+    worker = FOLDER / "smoke" / f"{test['engine'].replace('.', '_').replace('-', '_')}_worker.py"
+    if url is None and worker.is_file() and not args.start_server:
+        return _worker(test, worker, args.target or test["target"], has_draft=has_draft)
     if test["engine"] not in SERVERS:
-        raise SmokeTestFailed(f"--url: {test['engine']} has no server that reports tokens. Run the test without --url.")
+        raise SmokeTestFailed(f"{test['engine']} has no server that reports its rounds. Run the test without --url.")
+    if url is None:
+        return _started_server(test["engine"], args.target, has_draft=has_draft)
     return contextlib.nullcontext(Server(test["engine"], url, has_draft=has_draft))
+
+
+@contextlib.contextmanager
+def _child(command: list[str], environment: dict[str, str], *, has_pipes: bool) -> "Iterator[subprocess.Popen[str]]":
+    """A process that ends with this one, whatever ends it: guard.py watches a pipe between them."""
+    read_end, write_end = os.pipe()
+    guard = [sys.executable, "-I", "-S", str(FOLDER / "smoke" / "guard.py"), str(read_end)]
+    with (FOLDER / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [*guard, *command],
+            stdin=subprocess.PIPE if has_pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if has_pipes else log,
+            stderr=log,
+            env=os.environ | environment,
+            pass_fds=(read_end,),
+            start_new_session=True,
+            text=True,
+            encoding="utf-8",
+        )
+    os.close(read_end)
+    try:
+        yield process
+    finally:
+        os.close(write_end)
+        process.communicate()
 
 
 class Worker:
@@ -201,7 +237,7 @@ class Worker:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         found = self._answer()
-        return Answer(found["tokens"], found.get("num_rounds"), found.get("num_drafted"), found.get("num_accepted"))
+        return Answer(found["tokens"], found.get("num_rounds"), found.get("untimed_tokens", 0))
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -213,23 +249,14 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _worker(test: dict[str, Any], target: str, *, has_draft: bool) -> Iterator[Worker]:
-    """Start the engine, and end it in any case."""
-    name = f"{test['engine'].replace('.', '_').replace('-', '_')}_worker.py"
-    if not (FOLDER / "smoke" / name).is_file():
-        raise SmokeTestFailed(f"{test['engine']} is tested through its server: start ./serve.sh and give --url.")
-    with tempfile.TemporaryDirectory(prefix=".smoke-", dir=FOLDER) as scratch, (FOLDER / LOG).open("ab") as log:
+def _worker(test: dict[str, Any], worker: Path, target: str, *, has_draft: bool) -> Iterator[Worker]:
+    """The engine's Python API in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix=".smoke-", dir=FOLDER) as scratch:
         settings = {name: test[name] for name in ("weights", "num_threads", "context_tokens", "draft_tokens", "floor")}
         settings |= {"target": _place(target), "draft": _place(test["draft"]) if has_draft else None, "scratch": scratch}
-        command = [sys.executable, str(FOLDER / "smoke" / "serve.py"), str(FOLDER / "smoke" / name), json.dumps(settings)]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", env=_environment()
-        )
-        try:
+        command = [sys.executable, str(FOLDER / "smoke" / "serve.py"), str(worker), json.dumps(settings)]
+        with _child(command, OFFLINE, has_pipes=True) as process:
             yield Worker(process, test)
-        finally:
-            process.kill()
-            process.communicate()
 
 
 def _place(path: str) -> str:
@@ -238,9 +265,22 @@ def _place(path: str) -> str:
     return str(inside) if inside.exists() else path
 
 
-def _environment() -> dict[str, str]:
-    """Nothing is downloaded, and no usage is reported."""
-    return os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+@contextlib.contextmanager
+def _started_server(engine: str, target: str | None, *, has_draft: bool) -> "Iterator[Server]":
+    """The server of serve.sh or serve-plain.sh on a free port of this machine."""
+    script = FOLDER / ("serve.sh" if has_draft else "serve-plain.sh")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = OFFLINE | {"PORT": str(port)} | ({} if target is None else {"TARGET": target})
+    with _child([str(script)], environment, has_pipes=False) as process:
+        server = Server(engine, f"http://127.0.0.1:{port}", has_draft=has_draft)
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not server.is_ready():
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                raise SmokeTestFailed(f"{script.name} does not serve. {LOG} has its messages.")
+            time.sleep(POLL_S)
+        yield server
 
 
 class Server:
@@ -268,16 +308,21 @@ class Server:
         """The text at a path."""
         return _read(urllib.request.Request(self._url + path))
 
-    def counters(self, prefix: str) -> dict[str, float]:
-        """Sums of the server's counters of speculation, by name without prefix."""
-        sums: dict[str, float] = {}
+    def is_ready(self) -> bool:
+        """Whether the models are loaded."""
+        try:
+            with urllib.request.urlopen(self._url + "/health", timeout=POLL_S * 20):
+                return True
+        except OSError:
+            return False
+
+    def num_rounds(self, counter: str) -> float:
+        """Rounds so far, by a counter of the server. 0 before the first."""
+        total = 0.0
         for line in self.get("/metrics").splitlines():
             name, _, value = line.rpartition(" ")
-            name = name.partition("{")[0]
-            if name.startswith(f"{prefix}:spec_decode_num_"):
-                name = name.removeprefix(f"{prefix}:spec_decode_num_")
-                sums[name] = sums.get(name, 0.0) + float(value)
-        return sums
+            total += float(value) if name.partition("{")[0] == counter else 0.0
+        return total
 
 
 def _read(request: urllib.request.Request) -> str:
@@ -291,18 +336,13 @@ def _read(request: urllib.request.Request) -> str:
         raise SmokeTestFailed(f"{request.full_url}: {err}. Start ./serve.sh first.") from err
 
 
-def _counted(server: Server, prefix: str, has_draft: bool, ask: Callable[[], list[int]]) -> Answer:
-    """An answer with the differences of the server's counters, which nobody else may use meanwhile."""
+def _counted(server: Server, counter: str, has_draft: bool, ask: Callable[[], list[int]]) -> Answer:
+    """An answer with the increase of the server's counter of rounds, which nobody else may use meanwhile."""
     if not has_draft:
         return Answer(ask())
-    before = server.counters(prefix)
+    before = server.num_rounds(counter)
     tokens = ask()
-    after = server.counters(prefix)
-    names = ("drafts_total", "draft_tokens_total", "accepted_tokens_total")
-    if not all(name in after for name in names):
-        return Answer(tokens)
-    rounds, drafted, accepted = (after[name] - before.get(name, 0.0) for name in names)
-    return Answer(tokens, round(rounds), round(drafted), accepted)
+    return Answer(tokens, round(server.num_rounds(counter) - before), 1)
 
 
 def _ask_vllm(server: Server, prompt: dict[str, Any], has_draft: bool) -> Answer:
@@ -312,7 +352,7 @@ def _ask_vllm(server: Server, prompt: dict[str, Any], has_draft: bool) -> Answer
         found = server.post("/v1/completions", body | {"ignore_eos": True, "return_token_ids": True})
         return list(found["choices"][0]["token_ids"])
 
-    return _counted(server, "vllm", has_draft, ask)
+    return _counted(server, "vllm:spec_decode_num_drafts_total", has_draft, ask)
 
 
 def _ask_llama_cpp(server: Server, prompt: dict[str, Any], has_draft: bool) -> Answer:
@@ -321,18 +361,14 @@ def _ask_llama_cpp(server: Server, prompt: dict[str, Any], has_draft: bool) -> A
         body |= {"ignore_eos": True, "cache_prompt": False, "return_tokens": True}
         return list(server.post("/completion", body)["tokens"])
 
-    return _counted(server, "llamacpp", has_draft, ask)
+    return _counted(server, "llamacpp:spec_decode_num_drafts_total", has_draft, ask)
 
 
 def _ask_sglang(server: Server, prompt: dict[str, Any], has_draft: bool) -> Answer:
     sampling = {"temperature": 0, "max_new_tokens": prompt["max_new_tokens"], "ignore_eos": True}
     found = server.post("/generate", {"input_ids": prompt["token_ids"], "sampling_params": sampling})
     tokens = list(found.get("output_ids") or ())
-    num_rounds = found["meta_info"].get("spec_verify_ct") if has_draft else None
-    if not num_rounds:
-        return Answer(tokens)
-    # The prompt's pass emits the first token, every round its accepted tokens and one more.
-    return Answer(tokens, num_rounds, None, found["meta_info"]["completion_tokens"] - 1 - num_rounds)
+    return Answer(tokens, found["meta_info"].get("spec_verify_ct") if has_draft else None, 1)
 
 
 SERVERS: dict[str, Callable[[Server, dict[str, Any], bool], Answer]] = {
