@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "s2d-profile": ((), ("latency",), ("acceptance",), ("law",)),
     "s2d-run": ((),),
     "s2d-train": (("draft",), ("calibrate",), ("exits",), ("trim",), ("reference",)),
+    "s2d-engines": (("list",), ("show",)),
 }
 PATHS = {
     "s2d-plan": "--trace --profile --fit > -o",
@@ -43,6 +44,8 @@ PATHS = {
     "s2d-train calibrate": "--prompts >",
     "s2d-train trim": "--text > -o",
     "s2d-train reference": "> -o --work",
+    "s2d-engines list": ">",
+    "s2d-engines show": ">",
 }
 """The path arguments of every command: read > written."""
 CONTENT = "worth keeping"
