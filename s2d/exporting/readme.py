@@ -33,16 +33,21 @@ class Readme:
         engine = self.serving.engine
         if not self.has_smoke_test:
             return ("./run.sh --check",)
-        if self.has_worker:
+        if self.has_own_python:
             return ("PYTHON smoke_test.py",)
         return ("python3 smoke_test.py --start-server",) if engine.name in SERVERS else ()
+
+    @property
+    def has_own_python(self) -> bool:
+        """Whether the smoke test runs in the engine's own Python."""
+        return self.has_worker or self.serving.engine.name == "llama.cpp"
 
     def check_command(self, folder: str) -> str:
         """The first command after the export, run where the folder was made."""
         name = self.serving.engine.name
         if not self.has_smoke_test:
             return shlex.join([f"{folder}/run.sh", "--check"])
-        if self.has_worker:
+        if self.has_own_python:
             return f"{_python(name)} {shlex.quote(f'{folder}/smoke_test.py')}"
         if name in SERVERS:
             return shlex.join(["python3", f"{folder}/smoke_test.py", "--start-server"])
@@ -117,7 +122,7 @@ def _check(readme: Readme) -> str:
     steps = _code(*readme.check_steps) if readme.check_steps else "This engine reports no acceptance that the test could read."
     python = (
         f"\n\nPYTHON is the interpreter that has the engine, such as `{_python(readme.serving.engine.name)}`."
-        if readme.has_worker
+        if readme.has_own_python
         else ""
     )
     return (

@@ -1,6 +1,6 @@
 """The part of a plan that an engine executes: one exit, a draft length, perhaps a floor and a schedule by batch size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
@@ -73,20 +73,27 @@ def _acceptance_rates(plan: Plan, policy: Policy) -> tuple[Frac, ...]:
 
 
 def _by_batch(plan: Plan, exit_layer: int) -> tuple[BatchRange, ...]:
-    """The plan's schedule at the context nearest to the middle of its texts, as long as it keeps to the exit."""
+    """The plan's schedule at the context nearest to the middle of its texts; empty if it has one length for all batches.
+
+    From the first batch at which another exit would be faster, the last length of this one goes on.
+    """
     if not plan.batch_schedules:
         return ()
     middle = plan.workload.prompt_tokens + plan.workload.output_tokens // 2
     schedule = min(plan.batch_schedules, key=lambda schedule: abs(schedule.context_tokens - middle))
     points = _points_with_exit(schedule, exit_layer)
-    lasts = [point.batch - 1 for point in points[1:]]
-    ranges = [
-        BatchRange(first=point.batch, last=last, draft_tokens=point.draft_tokens)
-        for point, last in zip(points, [*lasts, schedule.max_batch], strict=True)
-    ]
-    if ranges and schedule.stops_at_batch is not None:
-        ranges = _ending_at(ranges, schedule.stops_at_batch, schedule.max_batch)
-    return tuple(ranges) if len({part.draft_tokens for part in ranges}) > 1 else ()
+    ends = [point.batch for point in points[1:]] + [schedule.stops_at_batch or schedule.max_batch + 1]
+    lengths = [(end - 1, point.draft_tokens) for point, end in zip(points, ends, strict=False)]
+    if points and schedule.stops_at_batch is not None:
+        lengths.append((max(schedule.stops_at_batch, schedule.max_batch), 0))
+    ranges: list[BatchRange] = []
+    for last, draft_tokens in lengths:
+        if ranges and ranges[-1].draft_tokens == draft_tokens:
+            ranges[-1] = replace(ranges[-1], last=last)
+        else:
+            first = ranges[-1].last + 1 if ranges else 1
+            ranges.append(BatchRange(first=first, last=last, draft_tokens=draft_tokens))
+    return tuple(ranges) if len(ranges) > 1 else ()
 
 
 def _points_with_exit(schedule: BatchSchedule, exit_layer: int) -> list[BatchPoint]:
@@ -98,13 +105,3 @@ def _points_with_exit(schedule: BatchSchedule, exit_layer: int) -> list[BatchPoi
         else:
             break
     return points if points and points[0].batch == 1 else []
-
-
-def _ending_at(ranges: list[BatchRange], stops_at: int, max_batch: int) -> list[BatchRange]:
-    """The ranges below a batch size, and no drafts from there on."""
-    kept = [
-        BatchRange(first=part.first, last=min(part.last, stops_at - 1), draft_tokens=part.draft_tokens)
-        for part in ranges
-        if part.first < stops_at
-    ]
-    return [*kept, BatchRange(first=stops_at, last=max(stops_at, max_batch), draft_tokens=0)]

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -193,7 +194,7 @@ def _caller(test: dict[str, Any], args: argparse.Namespace, *, has_draft: bool) 
     if test["engine"] not in SERVERS:
         raise SmokeTestFailed(f"{test['engine']} has no server that reports its rounds. Run the test without --url.")
     if url is None:
-        return _started_server(test["engine"], args.target, has_draft=has_draft)
+        return _started_server(test, args.target, has_draft=has_draft)
     return contextlib.nullcontext(Server(test["engine"], url, has_draft=has_draft))
 
 
@@ -266,21 +267,31 @@ def _place(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _started_server(engine: str, target: str | None, *, has_draft: bool) -> "Iterator[Server]":
+def _started_server(test: dict[str, Any], target: str | None, *, has_draft: bool) -> "Iterator[Server]":
     """The server of serve.sh or serve-plain.sh on a free port of this machine."""
-    script = FOLDER / ("serve.sh" if has_draft else "serve-plain.sh")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    command = [str(FOLDER / ("serve.sh" if has_draft else "serve-plain.sh"))]
+    if test["engine"] == "llama.cpp" and shutil.which(os.environ.get("LLAMA_SERVER") or "llama-server") is None:
+        command = _xllamacpp_command(test, target or test["target"], port, has_draft=has_draft)
     environment = OFFLINE | {"PORT": str(port)} | ({} if target is None else {"TARGET": target})
-    with _child([str(script)], environment, has_pipes=False) as process:
-        server = Server(engine, f"http://127.0.0.1:{port}", has_draft=has_draft)
+    with _child(command, environment, has_pipes=False) as process:
+        server = Server(test["engine"], f"http://127.0.0.1:{port}", has_draft=has_draft)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not server.is_ready():
             if process.poll() is not None or time.monotonic() > deadline_s:
-                raise SmokeTestFailed(f"{script.name} does not serve. {LOG} has its messages.")
+                raise SmokeTestFailed(f"the server does not start. {LOG} has its messages.")
             time.sleep(POLL_S)
         yield server
+
+
+def _xllamacpp_command(test: dict[str, Any], target: str, port: int, *, has_draft: bool) -> list[str]:
+    """The server inside the Python package xllamacpp, with the settings of serve.sh: for machines without `llama-server`."""
+    settings = {name: test[name] for name in ("draft_tokens", "floor", "context_tokens", "num_threads")}
+    settings |= {"target": _place(target), "draft": _place(test["draft"]) if has_draft else None, "port": port}
+    settings["version_file"] = os.devnull
+    return [sys.executable, str(FOLDER / "smoke" / "xllamacpp_server.py"), json.dumps(settings)]
 
 
 class Server:

@@ -6,7 +6,7 @@ from perfmodel.engines.known_engines import ENGINES
 from s2d.exporting.served_policy import BatchRange, ServedPolicy
 from s2d.exporting.serving import Serving
 
-HOSTILE = "it's $(touch hacked) `touch hacked` \"here\"; & *"
+HOSTILE = 'it\'s $(touch hacked) `touch hacked` "here"; & *'
 """A name that a careless script would run."""
 
 

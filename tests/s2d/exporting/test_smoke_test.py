@@ -20,7 +20,7 @@ def prompt(name: str, *, expected: list[int] | None = TEXT) -> dict[str, Any]:
     return {"name": name, "token_ids": [1, 2], "text": "a", "max_new_tokens": 8, "expected_tokens": expected, "num_rounds": 2}
 
 
-def test_of(num_prompts: int = 2, **changes: Any) -> dict[str, Any]:
+def smoke(**changes: Any) -> dict[str, Any]:
     made = {
         "engine": "llama.cpp",
         "weights": "f32",
@@ -29,12 +29,9 @@ def test_of(num_prompts: int = 2, **changes: Any) -> dict[str, Any]:
         "tolerance_frac": 0.1,
         "expected_from": "the replay of these prompts",
         "has_exact_text": True,
-        "prompts": [prompt(f"p{number}") for number in range(num_prompts)],
+        "prompts": [prompt(f"p{number}") for number in range(2)],
     }
     return made | changes
-
-
-test_of.__test__ = False  # type: ignore[attr-defined]
 
 
 class Plain:
@@ -56,47 +53,47 @@ def test_the_acceptance_length_leaves_out_what_the_prompt_emitted() -> None:
 
 
 def test_planned_acceptance_passes_and_lower_acceptance_fails() -> None:
-    assert acceptance_problems(test_of(), [Answer(TEXT, 2), Answer(TEXT, 2)]) == []
-    [problem] = acceptance_problems(test_of(), [Answer(TEXT, 3), Answer(TEXT, 3)])
+    assert acceptance_problems(smoke(), [Answer(TEXT, 2), Answer(TEXT, 2)]) == []
+    [problem] = acceptance_problems(smoke(), [Answer(TEXT, 3), Answer(TEXT, 3)])
     assert problem == "acceptance length 2.67 is below 3.70: the speedup will be lower than planned."
 
 
 def test_a_draft_that_is_silently_rejected_is_named() -> None:
-    [problem] = acceptance_problems(test_of(), [Answer(TEXT, 8), Answer(TEXT, 8)])
+    [problem] = acceptance_problems(smoke(), [Answer(TEXT, 8), Answer(TEXT, 8)])
     assert problem.startswith("the engine rejects almost every drafted token: 0.00 accepted per round, expected 3.00")
 
 
 def test_an_engine_without_counts_does_not_pass() -> None:
-    [problem] = acceptance_problems(test_of(), [Answer(TEXT), Answer(TEXT)])
+    [problem] = acceptance_problems(smoke(), [Answer(TEXT), Answer(TEXT)])
     assert problem.startswith("this engine reports no acceptance")
 
 
 def test_equal_texts_pass_and_another_text_fails(capsys: pytest.CaptureFixture[str]) -> None:
     answers = [Answer(TEXT, 2), Answer(TEXT, 2)]
-    assert text_problems(test_of(), answers, Plain(TEXT)) == []
+    assert text_problems(smoke(), answers, Plain(TEXT)) == []
     assert "text equals plain decoding in 2 of 2 prompts\n" in capsys.readouterr().out
-    [problem] = text_problems(test_of(), answers, Plain([*TEXT[:4], 1, 2, 3, 4]))
+    [problem] = text_problems(smoke(), answers, Plain([*TEXT[:4], 1, 2, 3, 4]))
     assert problem == "speculative text differs from plain text in 2 prompts: 'p0' at token 4, 'p1' at token 4"
 
 
 def test_a_difference_is_excused_if_the_engine_alone_also_writes_it(capsys: pytest.CaptureFixture[str]) -> None:
     plain = Plain([*TEXT[:4], 1, 2, 3, 4], after=TEXT[4])
-    assert text_problems(test_of(), [Answer(TEXT, 2), Answer(TEXT, 2)], plain) == []
+    assert text_problems(smoke(), [Answer(TEXT, 2), Answer(TEXT, 2)], plain) == []
     assert "in 0 of 2 prompts, 2 more differ at a near-tie\n" in capsys.readouterr().out
 
 
 def test_rounded_weights_may_differ_in_some_prompts_only() -> None:
-    test = test_of(has_exact_text=False)
+    test = smoke(has_exact_text=False)
     other = Answer([*TEXT[:4], 1, 2, 3, 4], 2)
     assert text_problems(test, [Answer(TEXT, 2), other], Plain(TEXT)) == []
     assert len(text_problems(test, [other, other], Plain(TEXT))) == 1
 
 
 def test_the_recorded_text_stands_in_for_a_plain_server() -> None:
-    assert recorded_text_problems(test_of(), [Answer(TEXT), Answer([0])]) == []
-    [problem] = recorded_text_problems(test_of(), [Answer([0]), Answer([0])])
+    assert recorded_text_problems(smoke(), [Answer(TEXT), Answer([0])]) == []
+    [problem] = recorded_text_problems(smoke(), [Answer([0]), Answer([0])])
     assert problem.startswith("no text equals the recorded one")
-    unknown = test_of(prompts=[prompt("p0", expected=None)])
+    unknown = smoke(prompts=[prompt("p0", expected=None)])
     assert recorded_text_problems(unknown, [Answer([0])]) == []
 
 
@@ -144,7 +141,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, folder: Path, test: dict[str, Any]
 def test_a_running_server_is_asked_at_its_address(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_main(monkeypatch, tmp_path, test_of(acceptance_length=3.5), "--url", url, "--plain-url", url) == 0
+    assert run_main(monkeypatch, tmp_path, smoke(acceptance_length=3.5), "--url", url, "--plain-url", url) == 0
     printed = capsys.readouterr().out
     assert "  p0: 8 tokens in 2 rounds, expected 2\n" in printed
     assert "acceptance length 3.50; expected 3.50 from the replay of these prompts, at least 3.25\n" in printed
@@ -154,9 +151,9 @@ def test_a_running_server_is_asked_at_its_address(
 def test_an_engine_that_cannot_be_asked_fails_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_main(monkeypatch, tmp_path, test_of(), "--url", "http://127.0.0.1:9") == 1
+    assert run_main(monkeypatch, tmp_path, smoke(), "--url", "http://127.0.0.1:9") == 1
     assert "Start ./serve.sh first." in capsys.readouterr().out
-    assert run_main(monkeypatch, tmp_path, test_of(engine="openvino"), "--url", "http://127.0.0.1:9") == 1
+    assert run_main(monkeypatch, tmp_path, smoke(engine="openvino"), "--url", "http://127.0.0.1:9") == 1
     assert "openvino has no server that reports its rounds" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        run_main(monkeypatch, tmp_path, test_of(), "--plain-url", "http://127.0.0.1:9")
+        run_main(monkeypatch, tmp_path, smoke(), "--plain-url", "http://127.0.0.1:9")
