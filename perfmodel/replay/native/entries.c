@@ -162,8 +162,8 @@ static void emit_cold_verifications(Replay *replay, int64_t group, Output *out, 
     }
 }
 
-/* Adds the passes through level 0 of all predicted tokens of blocks but the first. Each has one row, and one more token is known before
- * each of them. */
+/* Adds the passes through level 0 of all predicted tokens of blocks but the first. Each has one row, and one more token is
+ * known before each of them. */
 static void count_later_passes(Replay *replay) {
     const Passes *rounds = &replay->predictions;
     Passes *passes = &replay->draft_passes[0];
