@@ -115,9 +115,9 @@ def export(
         Mismatch: the plan was made for another engine or for other models.
 
     Example:
-        >>> made = s2d.export("plan.json", "served", trace="profile/trace.npz")
-        >>> made.engine, made.policy.startswith("exit")
-        ('the bundled runtime, fp32', True)
+        >>> made = s2d.export("plan.json", "served", draft="my-draft", trace="profile/trace.npz")  # doctest: +SKIP
+        >>> made.next_command  # doctest: +SKIP
+        'python3 served/smoke_test.py --start-server'
     """
     return make_export(
         ExportRequest(
@@ -171,7 +171,7 @@ def make_export(request: ExportRequest) -> Export:
     return Export(
         folder=str(request.folder),
         engine=f"{engine.title}, {weights}",
-        policy=policy.label,
+        policy=plan.policy.label if engine.runs_exits and plan.policy is not None else policy.label,
         files=_purposes(files, has_smoke_test=has_smoke_test),
         checks=checks,
         warnings=warnings,

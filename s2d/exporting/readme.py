@@ -134,8 +134,9 @@ def _check(readme: Readme) -> str:
 
 
 def _facts(readme: Readme) -> str:
-    lines = [f"- {note}" for note in readme.files.notes]
-    lines += [f"- {constraint.text} (checked: {constraint.check})" for constraint in readme.serving.engine.constraints]
+    lines = [f"- checked before it was written: {', '.join(readme.checks)}"]
+    lines += [f"- {note}" for note in readme.files.notes]
+    lines += [f"- {constraint.check}: {constraint.text}" for constraint in readme.serving.engine.constraints]
     lines += [f"- **warning**: {warning}" for warning in readme.warnings]
     return "\n".join(["## What to know", *lines])
 

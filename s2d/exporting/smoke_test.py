@@ -23,7 +23,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,8 @@ REQUEST_TIMEOUT_S = 600.0
 START_TIMEOUT_S = 1800.0
 """A large target takes minutes to load."""
 POLL_S = 0.5
+LLAMA_CPP_BATCH = 2048
+"""Tokens of a prompt that llama.cpp reads in one pass, its default."""
 LOG = "smoke_test.log"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 """Nothing is downloaded, and no usage is reported."""
@@ -372,7 +374,12 @@ def _ask_llama_cpp(server: Server, prompt: dict[str, Any], has_draft: bool) -> A
         body |= {"ignore_eos": True, "cache_prompt": False, "return_tokens": True}
         return list(server.post("/completion", body)["tokens"])
 
-    return _counted(server, "llamacpp:spec_decode_num_drafts_total", has_draft, ask)
+    # Its passes of the target: rounds without a draft count too.
+    answer = _counted(server, "llamacpp:n_decode_total", has_draft, ask)
+    if answer.num_rounds is None:
+        return answer
+    num_prompt_passes = -(-len(prompt["token_ids"]) // LLAMA_CPP_BATCH)
+    return replace(answer, num_rounds=answer.num_rounds - num_prompt_passes)
 
 
 def _ask_sglang(server: Server, prompt: dict[str, Any], has_draft: bool) -> Answer:

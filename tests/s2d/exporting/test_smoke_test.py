@@ -103,11 +103,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     num_rounds = 0
 
     def do_GET(self) -> None:
-        self._answer(f"# HELP x\nllamacpp:spec_decode_num_drafts_total {type(self).num_rounds}\nother 1\n")
+        self._answer(f"# HELP x\nllamacpp:n_decode_total {type(self).num_rounds}\nother 1\n")
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).num_rounds += 2
+        type(self).num_rounds += 3  # one for the prompt
         self._answer(json.dumps({"tokens": [*TEXT, 13][: request["n_predict"]]}))
 
     def _answer(self, text: str) -> None:
