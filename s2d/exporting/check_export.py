@@ -7,7 +7,6 @@ from perfmodel.engines.check_constraints import ModelFacts, PlanFacts, check_con
 from perfmodel.engines.engine import Engine
 from perfmodel.engines.find_engine import engine_weights, find_engine
 from perfmodel.models.geometry import check_degree
-from perfmodel.policies.policy import ConfidenceFloor
 from perfmodel.results.plan import Plan
 from s2d.exporting.local_models import ExportedModels, LocalModel
 
@@ -102,8 +101,8 @@ def _draft_facts(draft: LocalModel, num_devices: int) -> ModelFacts:
 
 
 def _own_problems(engine: Engine, plan: Plan) -> Sequence[str]:
-    """Problems that depend on this project's drafts and floors."""
-    problems, stop = [], None if plan.policy is None else plan.policy.stop
+    """Problems that depend on this project's drafts."""
+    problems = []
     if plan.draft.model.has_reduced_head and not engine.runs_exits:
         problems.append(
             f"reduced-head: the draft has {plan.draft.model.head_label}: expected the whole head, the only kind that "
@@ -111,12 +110,6 @@ def _own_problems(engine: Engine, plan: Plan) -> Sequence[str]:
         )
     if plan.has_assumed_head:
         problems.append("reduced-head: the plan assumes a head that does not exist yet: expected a draft. Plan without it.")
-    if isinstance(stop, ConfidenceFloor) and engine.floor is not None and stop.keeps_token != engine.floor.keeps_token:
-        kept, planned = ("keeps", "drops") if engine.floor.keeps_token else ("drops", "keeps")
-        problems.append(
-            f"stop-rule: {engine.title} {kept} the token below the floor, and the plan {planned} it: expected the same. "
-            f"Plan for this engine: s2d-plan --engine {engine.name}"
-        )
     return problems
 
 

@@ -139,7 +139,7 @@ def test_what_the_engine_cannot_execute_is_refused_by_name(folders: Path, plan_f
         r"stop-rule: vLLM does not stop by the +2/-1 length": planned(
             plan_file, "vllm", Policy(exits=(4,), tokens=4, stop=HeuristicLength(start=2))
         ),
-        r"stop-rule: llama.cpp drops the token below the floor, and the plan keeps it": planned(
+        r"stop-rule: the policy keeps the token below its floor": planned(
             plan_file,
             "llama.cpp",
             Policy(exits=(4,), tokens=4, stop=ConfidenceFloor(floor=0.3), confidence="top10-prob"),
