@@ -14,7 +14,7 @@ from perfmodel.models.hub import CONFIG
 from perfmodel.results.plan import Plan
 from s2d.loading.checkpoint import weights_sha256
 from s2d.loading.load_model import load_tokenizer, tokenizer_sha256
-from s2d.loading.model_folder import local_folder
+from s2d.loading.model_folder import find_model, is_reference_model
 from s2d.loading.read_config import read_geometry
 
 
@@ -61,7 +61,7 @@ def find_models(plan: Plan, target: PathLike | None, draft: PathLike | None) -> 
             "draft 'self': the plan's draft shares the target's KV cache, expected a draft with its own weights. Plan with "
             "--draft NAME for an engine; s2d-run runs self-drafts."
         )
-    target_folder, draft_folder = local_folder(target_name), local_folder(draft_name)
+    target_folder, draft_folder = _local_folder(target_name), _local_folder(draft_name)
     if draft_folder is None:
         raise UserInputError(f"draft {draft_name!r} is a name of the hub, expected a folder. Fetch it, and give --draft DIR.")
     models = ExportedModels(
@@ -80,6 +80,15 @@ def check_target_weights(plan: Plan, target: LocalModel) -> None:
         Mismatch: the hashes differ.
     """
     _check_hash("target weights", plan.target_sha256, weights_sha256(target.folder))
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder of a model; None for a name of the hub, from which nothing is fetched.
+
+    Raises:
+        UnknownName: it is neither.
+    """
+    return find_model(name) if is_reference_model(name) or Path(name).is_dir() else None
 
 
 def _read(folder: Path) -> LocalModel:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perfmodel.core.errors import UnknownName
+from perfmodel.core.errors import UnknownName, UserInputError
 from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT
 from perfmodel.models.hub import REPOSITORY, fetch_folder
 
@@ -25,7 +25,7 @@ def find_model(name: str) -> Path:
         UnknownName: the name is none of these.
         UserInputError: the hub cannot be reached, or does not provide the model.
     """
-    folder = local_folder(name)
+    folder = _local_folder(name)
     return fetch_folder(name) if folder is None else folder
 
 
@@ -37,7 +37,7 @@ def check_model_names(*names: str | None) -> None:
     """
     for name in names:
         if name not in (None, SELF_DRAFT):
-            local_folder(name)
+            _local_folder(name)
 
 
 def is_reference_model(name: str) -> bool:
@@ -46,11 +46,22 @@ def is_reference_model(name: str) -> bool:
     Raises:
         UnknownName: there is no such model.
     """
-    folder = local_folder(name)
+    folder = _local_folder(name)
     return folder is not None and folder.resolve().parent == FAMILY_FOLDER.resolve()
 
 
-def local_folder(name: str) -> Path | None:
+def family_prompts(target: str) -> Path:
+    """The prompt file of the reference family, for a target of the family, given by name or folder.
+
+    Raises:
+        UserInputError: the target is another model.
+    """
+    if is_reference_model(target):
+        return FAMILY_PROMPTS
+    raise UserInputError(f"target {target!r} is not of the reference family, so its prompts must be given: --prompts FILE")
+
+
+def _local_folder(name: str) -> Path | None:
     """The local folder of a model; None for a model of the hub."""
     known = {REFERENCE_PREFIX + path.parent.name: path.parent for path in sorted(FAMILY_FOLDER.glob("*/config.json"))}
     if name in known:
