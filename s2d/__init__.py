@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from profiler.engines.profile_engine import profile_engine
     from profiler.profiling.profile_law import profile_law
     from profiler.profiling.profile_pair import Profile, profile
+    from s2d.exporting.export import Export, export
     from s2d.loading.exits import write_exits
     from s2d.running.run import run
     from s2d.running.run_inputs import RunRequest
@@ -63,6 +64,7 @@ _MODULES = {
     "profiler.engines.profile_engine": ("profile_engine",),
     "profiler.profiling.profile_law": ("profile_law",),
     "profiler.profiling.profile_pair": ("profile", "Profile"),
+    "s2d.exporting.export": ("export", "Export"),
     "s2d.loading.exits": ("write_exits",),
     "s2d.running.run": ("run",),
     "s2d.running.run_inputs": ("RunRequest",),
@@ -79,6 +81,7 @@ __all__ = [
     "Completion",
     "ConfidenceFloor",
     "Engine",
+    "Export",
     "HeuristicLength",
     "ModelLatency",
     "Plan",
@@ -99,6 +102,7 @@ __all__ = [
     "compare",
     "draft_lengths",
     "draft_shapes",
+    "export",
     "find_engine",
     "latency",
     "load",

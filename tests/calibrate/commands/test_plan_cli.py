@@ -135,7 +135,7 @@ def test_an_unknown_verb_or_option_is_named_as_such(capsys: pytest.CaptureFixtur
     near = {
         (
             "llama-70b",
-        ): "unknown verb 'llama-70b': expected 'validate', 'design' or 'fit'. A target is given as --target llama-70b.",
+        ): "unknown verb 'llama-70b': expected 'export', 'validate', 'design' or 'fit'. A target is given as --target llama-70b.",
         ("--targett", "llama-70b"): "unknown option '--targett': did you mean '--target'?",
         ("--params", "3e9", "design"): "--params is an option of the verb 'design': expected it after the verb.",
     }
