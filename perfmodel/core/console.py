@@ -39,6 +39,7 @@ _EXTRA_BY_PACKAGE = {
     "tokenizers": "run",
     "safetensors": "run",
     "rich": "run",
+    "gguf": "engines",
     "pynvml": "gpu",
     "matplotlib": "notebooks",
     "pandas": "notebooks",

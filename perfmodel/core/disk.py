@@ -39,6 +39,22 @@ def write_atomically(path: PathLike, data: bytes) -> None:
         partial.replace(final)
 
 
+@contextlib.contextmanager
+def atomic_file(path: PathLike) -> Iterator[Path]:
+    """Yield the path of a temporary file to fill. It is renamed to the path at the end, or removed after an error.
+
+    This is for content too large for `write_atomically`.
+
+    Raises:
+        OutOfSpace: the disk is full.
+        BadFile: the folder does not exist, or the path cannot be written.
+    """
+    with _written_beside(path, b"") as (partial, final):
+        yield partial
+        sync_to_disk(partial)
+        partial.replace(final)
+
+
 def check_writable(path: PathLike) -> None:
     """Refuse a file that cannot be written, before the work that makes its content. The check leaves no file behind.
 

@@ -1,4 +1,4 @@
-"""An engine: a program that serves models, what it can execute of a plan, and how it must be told.
+"""An engine: a program that serves models, what it can execute of a plan, and its options, metrics and constraints.
 
 Facts differ between versions of an engine. A row of the table holds for the versions it names, and every fact names its source.
 """
@@ -89,19 +89,14 @@ class EngineMetric:
 class Constraint:
     """A condition that a plan or its files must meet, checked before an export."""
 
-    check: Literal[
-        "same-vocabulary",
-        "same-tokenizer",
-        "draft-parallelism",
-        "greedy-only",
-        "single-sequence",
-        "context",
-        "dtype",
-        "architecture",
-    ]
+    check: ConstraintCheck
     text: str
     """The condition in words."""
     source: Source
+    allowed: tuple[str, ...] = ()
+    """Values that meet an `architecture` or `dtype` condition; empty where the condition needs no list."""
+    max_difference: int = 0
+    """Tokens by which the two vocabularies may differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +108,8 @@ class KnownBad:
     instead: str
     """What to do."""
     source: Source
+    weights: tuple[str, ...] = ()
+    """Weights with which it happens whatever else is set; empty where it depends on something that a plan does not state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +132,9 @@ class RoundShape:
     catches_up_apart: bool = False
     """After a fully accepted block, the draft reads its last token in a pass of its own (ONNX Runtime GenAI). Otherwise the
     first draft pass of the next round has two rows."""
+    starts_with_block: bool = False
+    """The first of the K draft passes reads the verified block again together with the new token, in up to K + 2 rows (vLLM,
+    SGLang). `rereads_block` is one pass more, this is a wider pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ class Engine:
     """The versions that this row holds for."""
     checkpoint: CheckpointFormat
     weights: tuple[str, ...]
-    """Storage of weights that it loads, in its own words: `bf16`, `q8_0`, `int4`."""
+    """Storage of weights that it loads: `f32`, `bf16`, `f16`, and its own words for quantised weights (`q8_0`, `int4`)."""
     devices: tuple[Literal["cpu", "cuda", "metal"], ...]
     min_draft_tokens: Tokens
     max_draft_tokens: Tokens | None
@@ -172,6 +172,9 @@ class Engine:
     sampling_rule: SamplingRule
     mode: Literal["eager", "graph"]
     """How it launches kernels by default: used to price it where nothing was measured."""
+    runs_exits: bool = False
+    """Whether it executes every policy: several exits with thresholds, and every stop rule. Other engines serve one exit as an
+    ordinary draft model."""
     round_shape: RoundShape = field(default_factory=RoundShape)
     options: tuple[EngineOption, ...] = ()
     metrics: tuple[EngineMetric, ...] = ()

@@ -1,28 +1,10 @@
 """The table of engines that plans are made for."""
 
-from perfmodel.engines.engine import Engine, RoundShape
+from perfmodel.engines.engine import EngineTable
+from perfmodel.engines.local_engines import LLAMA_CPP, ONNXRUNTIME, OPENVINO
+from perfmodel.engines.python_engines import MLX_LM, S2D, TRANSFORMERS
+from perfmodel.engines.server_engines import SGLANG, TENSORRT_LLM, VLLM
 
-S2D = Engine(
-    name="s2d",
-    aliases=(),
-    title="the bundled runtime",
-    package="this project",
-    versions="this one",
-    checkpoint="huggingface",
-    weights=("fp32", "bf16", "fp16"),
-    devices=("cpu", "cuda"),
-    min_draft_tokens=1,
-    max_draft_tokens=None,
-    default_draft_tokens=None,
-    floor=None,
-    default_floor=None,
-    has_tokens_by_batch=False,
-    has_trees=False,
-    max_batch=1,
-    sampling_rule="ratio",
-    mode="graph",
-    round_shape=RoundShape(),
-    run_here="this version, on a CPU",
-)
-
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (S2D,)}
+ENGINES: EngineTable = {
+    engine.name: engine for engine in (S2D, VLLM, SGLANG, TENSORRT_LLM, LLAMA_CPP, OPENVINO, ONNXRUNTIME, TRANSFORMERS, MLX_LM)
+}
