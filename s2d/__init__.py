@@ -17,6 +17,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from calibrate.engine_metrics.read_engine_metrics import read_engine_metrics
     from calibrate.planning.compare import compare
     from calibrate.planning.draft_shapes import draft_lengths, draft_shapes
     from calibrate.planning.make_plan import plan
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from perfmodel.policies.sampling import Sampling
     from perfmodel.replay.replay import replay, replay_prompts
     from perfmodel.replay.round_stats import RoundStats
+    from perfmodel.results.engine_report import EngineReport
     from perfmodel.results.plan import Plan
     from perfmodel.results.report import RunReport
     from perfmodel.results.residuals import Residuals
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from s2d.training.train_draft import train_draft
 
 _MODULES = {
+    "calibrate.engine_metrics.read_engine_metrics": ("read_engine_metrics",),
     "calibrate.planning.make_plan": ("plan",),
     "calibrate.planning.compare": ("compare",),
     "calibrate.planning.draft_shapes": ("draft_shapes", "draft_lengths"),
@@ -52,6 +55,7 @@ _MODULES = {
     "perfmodel.policies.sampling": ("Sampling",),
     "perfmodel.replay.replay": ("replay", "replay_prompts"),
     "perfmodel.replay.round_stats": ("RoundStats",),
+    "perfmodel.results.engine_report": ("EngineReport",),
     "perfmodel.results.plan": ("Plan",),
     "perfmodel.results.report": ("RunReport",),
     "perfmodel.results.residuals": ("Residuals",),
@@ -72,6 +76,7 @@ __all__ = [
     "CalibrationCurve",
     "Completion",
     "ConfidenceFloor",
+    "EngineReport",
     "HeuristicLength",
     "ModelLatency",
     "Plan",
@@ -97,6 +102,7 @@ __all__ = [
     "plan",
     "profile",
     "profile_law",
+    "read_engine_metrics",
     "reduce_vocab",
     "replay",
     "replay_prompts",

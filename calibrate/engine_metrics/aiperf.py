@@ -1,7 +1,8 @@
 """Metrics of AIPerf: one line for each request (profile_export.jsonl), or the summary (profile_export_aiperf.json).
 
-Written from the documentation and tests of AIPerf 0.14, not measured here: docs/tutorials/spec-decode-metrics.md. Rounds without a
-draft are not in its counts, and accepted tokens are the server's. The first token of a request comes from the prompt's pass.
+Written from the documentation and tests of AIPerf 0.14, not measured here: docs/tutorials/spec-decode-metrics.md. Rounds
+without a draft are not in its counts, and accepted tokens are the server's. The first token of a request comes from the pass
+over the prompt.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ def read_summary(file: MetricsFile) -> Metrics:
 
 
 def _summary_rounds(fields: Fields) -> RoundCounts | None:
-    totals = [_average(fields, name) for name in ("total_spec_decode_steps", "total_draft_tokens", "total_accepted_draft_tokens")]
+    totals = [
+        _average(fields, name) for name in ("total_spec_decode_steps", "total_draft_tokens", "total_accepted_draft_tokens")
+    ]
     steps, drafted, accepted = totals
     if steps is None or drafted is None or accepted is None:
         return None

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from calibrate.engine_metrics import aiperf, llama_cpp, onnxruntime, openvino, profile_run, sglang, tensorrt_llm, timed_calls, vllm
+from calibrate.engine_metrics import (
+    aiperf,
+    llama_cpp,
+    onnxruntime,
+    openvino,
+    profile_run,
+    sglang,
+    tensorrt_llm,
+    timed_calls,
+    vllm,
+)
 from calibrate.engine_metrics.metrics import Metrics
 from calibrate.engine_metrics.metrics_file import MetricsFile
 from calibrate.engine_metrics.prometheus import Growth

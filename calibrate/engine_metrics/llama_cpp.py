@@ -64,7 +64,10 @@ def is_metrics_text(file: MetricsFile) -> bool:
 
 
 def read_metrics_text(growth: Growth) -> Metrics:
-    """What the counters of a server grew by. The server does not count requests: their first tokens are what rounds leave over."""
+    """What the counters of a server grew by.
+
+    The server does not count requests. Tokens that came out of no round are taken as their first tokens.
+    """
     emitted = growth.count(_TOKENS) or 0
     decode_s = growth.counter("llamacpp:tokens_predicted_seconds_total")
     num_rounds = growth.count("llamacpp:spec_decode_num_drafts_total")

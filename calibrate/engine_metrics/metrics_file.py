@@ -37,8 +37,8 @@ class MetricsFile:
     @property
     def keys(self) -> list[str]:
         """The first keys of the first object, or the first names of samples, for messages."""
-        names = list(self.first.values) or [sample.name for sample in self.snapshot.samples] if self.snapshot else []
-        return list(dict.fromkeys(names or self.first.values))
+        names = list(self.first.values) if self.snapshot is None else [sample.name for sample in self.snapshot.samples]
+        return list(dict.fromkeys(names))
 
 
 def read_metrics_file(path: PathLike) -> MetricsFile:

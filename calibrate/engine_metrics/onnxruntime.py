@@ -1,7 +1,7 @@
 """Metrics of ONNX Runtime GenAI: `Generator.get_speculative_stats()` of each prompt, as JSON.
 
-Rounds emit every token, the first one included. Accepted tokens beyond the length limit are counted. `acceptance_rate` is not read:
-it divides by evaluated, not by proposed tokens. Measured with 0.18.0; source: docs/SpeculativeDecoding.md.
+Rounds emit every token, the first one included. Accepted tokens beyond the length limit are counted. `acceptance_rate` is not
+read: it divides by evaluated, not by proposed tokens. Measured with 0.18.0; source: docs/SpeculativeDecoding.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Metrics of OpenVINO GenAI: `extended_perf_metrics` of a result, as JSON.
 
-The first pass of both models is over the prompt. OpenVINO's own counts of drafted and accepted tokens leave the last round out, so
-rounds and drafted tokens are counted from the durations of passes. Measured with 2026.4.1.
+The first pass of both models is over the prompt. OpenVINO's own counts of drafted and accepted tokens leave the last round
+out, so rounds and drafted tokens are counted from the durations of passes. Measured with 2026.4.1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_results(file: MetricsFile) -> Metrics:
         extended = fields.child("extended_perf_metrics")
         num_reported += (extended.count("num_accepted_tokens") if extended else None) or 0
         num_accepted += run.num_accepted or 0
-    note = f"OpenVINO counts {num_reported} accepted tokens, without the last round of each request; all rounds have {num_accepted}"
+    note = f"OpenVINO's {num_reported} accepted tokens leave the last round of each request out; all rounds have {num_accepted}"
     return Metrics(engine=ENGINE, runs=tuple(runs), notes=(note,) if num_reported else ())
 
 

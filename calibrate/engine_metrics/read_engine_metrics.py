@@ -47,7 +47,10 @@ def read_engine_metrics(
         UserInputError: no file, or a counter fell between two snapshots.
 
     Example:
-        >>> report = s2d.read_engine_metrics("timings.jsonl")
+        >>> from pathlib import Path
+        >>> timings = '{"predicted_n": 64, "predicted_ms": 154.4, "draft_n": 91, "draft_n_accepted": 44}'
+        >>> _ = Path("answer.json").write_text('{"timings": ' + timings + "}")
+        >>> report = s2d.read_engine_metrics("answer.json")
         >>> report.engine, report.total.num_rounds
         ('llama.cpp', 19)
     """
@@ -130,9 +133,7 @@ def _sources(files: Sequence[MetricsFile], metrics_format: MetricsFormat) -> lis
     return [MetricsSource(name=file.path.name, file_format=metrics_format.name, sha256=file.sha256) for file in files]
 
 
-def _report(
-    metrics: Metrics, plain: Metrics | None, sources: tuple[MetricsSource, ...], engine: str | None
-) -> EngineReport:
+def _report(metrics: Metrics, plain: Metrics | None, sources: tuple[MetricsSource, ...], engine: str | None) -> EngineReport:
     """The two arms as one report.
 
     Raises:

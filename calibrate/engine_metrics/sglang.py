@@ -59,7 +59,9 @@ def _bench_seconds(fields: Fields, num_tokens: Tokens) -> Seconds | None:
     """Seconds from first to last token over all requests: their latencies between tokens, else the mean times the tokens."""
     between = fields.values.get("itls")
     if isinstance(between, list) and between and fields.has("output_lens"):
-        parts = [Fields(path=fields.path, where=f"{fields.where} itls[{i}]".strip(), values={"s": s}) for i, s in enumerate(between)]
+        parts = [
+            Fields(path=fields.path, where=f"{fields.where} itls[{i}]".strip(), values={"s": s}) for i, s in enumerate(between)
+        ]
         return math.fsum(second for part in parts for second in part.numbers("s") or ())
     mean_s = fields.milliseconds("mean_tpot_ms")
     return None if mean_s is None else mean_s * num_tokens
@@ -84,9 +86,8 @@ def read_metrics_text(growth: Growth) -> Metrics:
         num_rounds=num_rounds if has_counter else None,
         acceptance_length=None if has_counter or not lengths else math.fsum(lengths) / len(lengths),
     )
-    notes = ("SGLang's /metrics has no seconds of decoding alone",)
-    if run.acceptance_length is not None:
-        notes = (_GAUGE, *notes)
+    gauge_notes = () if run.acceptance_length is None else (_GAUGE,)
+    notes = (*gauge_notes, "SGLang's /metrics has no seconds of decoding alone")
     return Metrics(engine=ENGINE, model=one_model(growth, "sglang:"), runs=(run,), notes=notes)
 
 

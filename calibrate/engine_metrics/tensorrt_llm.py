@@ -1,7 +1,7 @@
 """Metrics of TensorRT-LLM: the report of `trtllm-bench throughput --report_json`.
 
-Written from the source, not measured here: tensorrt_llm/bench/dataclasses/reporting.py. The report counts the pass over the prompt as
-a round, and its first token as one of that round, so both are taken off. Its means are over requests.
+Written from the source, not measured here: tensorrt_llm/bench/dataclasses/reporting.py. The report counts the pass over the
+prompt as a round, and the first token as one of that round, so both are taken off. Its means are over requests.
 """
 
 from __future__ import annotations

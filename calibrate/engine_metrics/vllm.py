@@ -137,9 +137,7 @@ def read_metrics_text(growth: Growth) -> Metrics:
         decode_s=growth.counter(f"{_DECODE}_sum"),
     )
     draft_tokens = len(positions) or None
-    return Metrics(
-        engine=ENGINE, model=one_model(growth, "vllm:"), draft_tokens=draft_tokens, runs=(run,), notes=tuple(notes)
-    )
+    return Metrics(engine=ENGINE, model=one_model(growth, "vllm:"), draft_tokens=draft_tokens, runs=(run,), notes=tuple(notes))
 
 
 def _running_note(growth: Growth) -> list[str]:
@@ -210,4 +208,8 @@ def _answer(fields: Fields) -> tuple[EngineCounts, list[str]]:
     )
     has_excess = bool(beyond_limit_note(num_tokens, counts, _TITLE))
     excess = ["vLLM counts tokens beyond the length limit: tokens per round are of delivered tokens"] if has_excess else []
-    return run, [*notes, *excess, *(["vLLM leaves out rounds without a draft: they were added from the tokens"] if steps else [])]
+    return run, [
+        *notes,
+        *excess,
+        *(["vLLM leaves out rounds without a draft: they were added from the tokens"] if steps else []),
+    ]
