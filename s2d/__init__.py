@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from perfmodel.acceptance.trace import Trace
     from perfmodel.core.errors import S2DError, UserInputError
     from perfmodel.core.provenance import TOOL_VERSION as __version__  # noqa: N811
+    from perfmodel.engines.engine import Engine
+    from perfmodel.engines.find_engine import find_engine
     from perfmodel.latency.model_latency import ModelLatency, latency
     from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
     from perfmodel.policies.sampling import Sampling
@@ -50,6 +52,8 @@ _MODULES = {
     "calibrate.planning.draft_shapes": ("draft_shapes", "draft_lengths"),
     "perfmodel.acceptance.trace": ("Trace",),
     "perfmodel.core.errors": ("S2DError", "UserInputError"),
+    "perfmodel.engines.engine": ("Engine",),
+    "perfmodel.engines.find_engine": ("find_engine",),
     "perfmodel.latency.model_latency": ("latency", "ModelLatency"),
     "perfmodel.policies.policy": ("Policy", "ConfidenceFloor", "SurvivalFloor", "HeuristicLength", "CalibrationCurve"),
     "perfmodel.policies.sampling": ("Sampling",),
@@ -76,6 +80,7 @@ __all__ = [
     "CalibrationCurve",
     "Completion",
     "ConfidenceFloor",
+    "Engine",
     "EngineReport",
     "HeuristicLength",
     "ModelLatency",
@@ -97,6 +102,7 @@ __all__ = [
     "compare",
     "draft_lengths",
     "draft_shapes",
+    "find_engine",
     "latency",
     "load",
     "plan",

@@ -26,13 +26,14 @@ SUBCOMMANDS = {
     "s2d-profile": ((), ("latency",), ("acceptance",), ("law",)),
     "s2d-run": ((),),
     "s2d-train": (("draft",), ("calibrate",), ("exits",), ("trim",), ("reference",)),
+    "s2d-engines": (("list",), ("show",)),
 }
 PATHS = {
     "s2d-plan": "--trace --profile --fit > -o",
     "s2d-plan validate": "> -o",
     "s2d-plan design": ">",
     "s2d-plan fit": "FILE --tables > -o",
-    "s2d-compare": "--plan --report --profile --fit > -o",
+    "s2d-compare": "--plan --report --engine-metrics --profile --fit --plain-metrics > -o",
     "s2d-profile": "--prompts > -o",
     "s2d-profile latency": "--prompts > -o",
     "s2d-profile acceptance": "--prompts > -o",
@@ -43,6 +44,8 @@ PATHS = {
     "s2d-train calibrate": "--prompts >",
     "s2d-train trim": "--text > -o",
     "s2d-train reference": "> -o --work",
+    "s2d-engines list": ">",
+    "s2d-engines show": ">",
 }
 """The path arguments of every command: read > written."""
 CONTENT = "worth keeping"

@@ -18,9 +18,10 @@ from perfmodel.core.errors import in_python_words
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PUBLIC = """
-CalibrationCurve Completion ConfidenceFloor EngineReport HeuristicLength ModelLatency Plan Policy Profile Residuals RoundStats
-RunReport RunRequest S2DError Sampling SpeculativeModel SurvivalFloor Trace UserInputError __version__
-calibrate_draft compare draft_lengths draft_shapes latency load plan profile profile_law read_engine_metrics reduce_vocab
+CalibrationCurve Completion ConfidenceFloor Engine EngineReport HeuristicLength ModelLatency Plan Policy Profile Residuals
+RoundStats RunReport RunRequest S2DError Sampling SpeculativeModel SurvivalFloor Trace UserInputError __version__
+calibrate_draft compare draft_lengths draft_shapes find_engine latency load plan profile profile_law read_engine_metrics
+reduce_vocab
 replay replay_prompts run train_draft write_exits
 """.split()  # noqa: SIM905
 

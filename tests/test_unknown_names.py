@@ -16,7 +16,9 @@ from perfmodel.core.errors import MAX_LISTED_NAMES, UnknownName
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 from perfmodel.models.find_model import find_draft
 from profiler.commands.profile_cli import main_profile
+from s2d.commands.engines_cli import main_engines
 from s2d.commands.train_cli import main_train
+from s2d.engines.environments import engine_python
 from s2d.model.torch_dtypes import torch_dtype
 from tests.calibrate.factories import make_trace, provenance
 from tests.test_layering import MODULES
@@ -47,12 +49,14 @@ BY_COMMAND: dict[str, Run] = {
     "category": lambda folder: main_plan(["--trace", trace_of_many_categories(folder), "--category", "frog"]),
     "GPU of the public tables": lambda folder: main_plan(["fit", "--tables", str(folder), "--device", "frog"]),
     "model": lambda folder: main_profile(["--target", "frog", "--draft", "ref-draft", "-o", str(folder / "profile")]),
+    "engine": lambda _: main_engines(["show", "frog"]),
     "stage": lambda folder: main_train(["reference", "-o", str(folder / "family"), "--stage", "frog"]),
 }
 BY_FUNCTION: dict[str, Run] = {
     "draft": lambda _: find_draft("frog"),
     "reference_device": lambda _: replace(KNOWN_HARDWARE[0], reference_device="frog"),
     "dtype": lambda _: torch_dtype("frog"),
+    "engine to install": lambda _: engine_python("frog"),
 }
 
 

@@ -45,6 +45,8 @@ class CompareFlags:
     file_format: str | None = None
 
     def __post_init__(self) -> None:
+        if (self.report is None) == (not self.engine_metrics):
+            raise UserInputError("expected either --report or --engine-metrics. Give the one that was measured.")
         if self.report is None:
             return
         for flag, value in (("--plain-metrics", self.plain_metrics), ("--engine", self.engine), ("--format", self.file_format)):
@@ -66,12 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(COMPARE, description, "s2d-compare --plan plan.json --report report.json")
     add = parser.add_argument
     add("--plan", type=Path, required=True, metavar="FILE", help="the plan, written by s2d-plan")
-    measured = parser.add_mutually_exclusive_group(required=True)
-    measured.add_argument("--report", type=Path, metavar="FILE", help="the report of its run, written by s2d-run --check")
+    add("--report", type=Path, metavar="FILE", help="the report of its run, written by s2d-run --check")
     metrics_help = (
-        "what the engine or its benchmark tool wrote: JSON, JSON lines, or one or two snapshots of /metrics, the earlier first"
+        "instead of a report, what the engine or its benchmark tool wrote: JSON, JSON lines, or one or two snapshots of "
+        "/metrics, the earlier first"
     )
-    measured.add_argument("--engine-metrics", type=Path, metavar="FILE", nargs="+", help=metrics_help)
+    add("--engine-metrics", type=Path, metavar="FILE", nargs="+", default=[], help=metrics_help)
     profile_help = "a profile that the plan was made from; give all to price every shape of a pass (default: none)"
     add("--profile", type=Path, metavar="FILE", action="append", default=[], help=profile_help)
     add("--fit", type=Path, metavar="FILE", help="the fit that the plan was made from, if any")
@@ -89,7 +91,7 @@ def _run(args: argparse.Namespace, *, command: Sequence[str]) -> int:
         report=args.report,
         profiles=tuple(args.profile),
         fit=args.fit,
-        engine_metrics=tuple(args.engine_metrics or ()),
+        engine_metrics=tuple(args.engine_metrics),
         plain_metrics=tuple(args.plain_metrics),
         engine=args.engine,
         file_format=args.file_format,
@@ -128,4 +130,4 @@ def _compared(flags: CompareFlags) -> Residuals:
         file_format=flags.file_format,
         policy=plan.record.policy,
     )
-    return compare(plan, engine_metrics=report)
+    return compare(plan, profiles=flags.profiles, fit=flags.fit, engine_metrics=report)

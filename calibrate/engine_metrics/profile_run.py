@@ -61,7 +61,7 @@ def _executes(run: EngineRun, policy: Policy) -> bool:
 def _counts(call: EngineCall) -> EngineCounts:
     return EngineCounts(
         prompt=call.prompt,
-        num_tokens=call.num_tokens - 1,
+        num_tokens=call.num_tokens - call.untimed_tokens,
         num_rounds=call.num_rounds,
         num_drafted=call.num_drafted,
         num_accepted=call.num_accepted,

@@ -57,14 +57,14 @@ def compare(
             them, measured and fitted plans are priced by their own mean seconds per pass of a kind.
         fit: path of the fit that the plan was made with, if any.
         engine_metrics: what the engine that served the plan reports: paths of its files, or a report by
-            `read_engine_metrics`, which also reads plain decoding. It replaces `report`, and `profiles` and `fit` are not used.
+            `read_engine_metrics`, which also reads plain decoding. It replaces `report`, `profiles` and `fit`.
 
     Returns:
         Both errors as fractions of the measured speedup, the passes of each kind in seconds, and the next step.
 
     Raises:
         Mismatch: the report is from another plan, engine or device, or the plan was not made with these profiles or this fit.
-        UserInputError: the report has no plain decoding, or both or none of report and engine metrics were given.
+        UserInputError: the report has no plain decoding, or not exactly one of report and engine metrics was given.
         BadFile: a file cannot be read.
 
     Example:
@@ -76,6 +76,10 @@ def compare(
         raise UserInputError("expected either --report or --engine-metrics. Give the one that was measured.")
     plan_record, plan_sha256, _ = _load(plan, PLAN_FILE.read)
     if engine_metrics is not None:
+        if as_paths(profiles) or fit is not None:
+            raise UserInputError(
+                "--profile and --fit price the passes of a report, expected neither with --engine-metrics. Leave them out."
+            )
         if not isinstance(engine_metrics, EngineReport):
             engine_metrics = read_engine_metrics(engine_metrics, policy=plan_record.policy)
         return compare_engine(plan_record, plan_sha256, engine_metrics)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from docs.generate.benchmarks_page import with_benchmark_tables
 from docs.generate.cli_page import cli_page
+from docs.generate.engines_page import with_engine_tables
 from docs.generate.hardware_page import with_hardware_tables
 from docs.generate.links import broken_links
 from docs.generate.models_page import with_model_tables
@@ -23,6 +24,7 @@ PAGES: dict[str, Callable[[str], str]] = {
     "docs/architecture.md": with_tree,
     "docs/benchmarks.md": with_benchmark_tables,
     "docs/reference/cli.md": lambda page: cli_page(),
+    "docs/reference/engines.md": with_engine_tables,
     "docs/reference/hardware.md": with_hardware_tables,
     "docs/reference/models.md": with_model_tables,
 }

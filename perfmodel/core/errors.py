@@ -11,6 +11,7 @@ S2DError                  1    a fault of this project, or the base of the error
     ├── OutOfDomain            a shape that the evidence does not cover
     ├── BelowLowerBound        a time that no device can reach, measured or predicted
     ├── MissingExtra           an optional dependency that is not installed
+    ├── EngineFailure          an engine that does not start, fails or ends: with the last lines of its log
     └── OutOfSpace             the disk is full
 
 A message states what was wrong, what was expected and how to fix it, in this order. Callers add context with `add_note`.
@@ -201,6 +202,21 @@ class MissingExtra(UserInputError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"this needs {package}, which is not installed: pip install 's2d[{extra}]'")
+
+
+class EngineFailure(UserInputError):
+    """An engine that does not start, cannot do what it was asked, or ends.
+
+    Args:
+        engine: its name in the table of engines.
+        problem: what happened, such as `it ended with exit code 1`.
+        log: the file with its output.
+        last_lines: the end of that file.
+    """
+
+    def __init__(self, engine: str, problem: str, *, log: str | os.PathLike[str], last_lines: str) -> None:
+        ending = f", which ends with:\n{last_lines}" if last_lines else "."
+        super().__init__(f"engine {engine!r}: {problem}, expected an answer. Read its log {os.fspath(log)!r}{ending}")
 
 
 class OutOfSpace(UserInputError):

@@ -3,10 +3,11 @@
 Facts differ between versions of an engine. A row of the table holds for the versions it names, and every fact names its source.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.units import Tokens
 
 CheckpointFormat = Literal["huggingface", "gguf", "openvino", "onnx", "mlx"]
@@ -120,7 +121,8 @@ class ConfidenceFloorSupport:
     keeps_token: bool
     """Whether the token below the floor is still verified. If not, its pass is paid for all the same."""
     is_recommended: bool
-    """False: the option exists but does not work as documented (`known_bad` has the finding); plans never use it."""
+    """False: the option does not work as documented, or has no limit of the draft length beside it; plans never use it, and
+    `known_bad` has the finding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +140,11 @@ class RoundShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """A program that serves models."""
+class Engine(Printable):
+    """A program that serves models: what it can execute of a plan, its options, metrics, constraints and known failures.
+
+    `print(engine)` shows what it executes, `engine.explain()` every fact with its source.
+    """
 
     name: str
     """As `--engine` takes it."""
@@ -182,6 +187,12 @@ class Engine:
     known_bad: tuple[KnownBad, ...] = ()
     run_here: str | None = None
     """Version with which this project has run it end to end, and where; None: commands are generated from documentation."""
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The engine as blocks of text."""
+        from perfmodel.engines.engine_text import engine_blocks
+
+        return engine_blocks(self, explain=explain)
 
     def option(self, role: OptionRole) -> EngineOption | None:
         """The option of a role; None if the engine has none."""

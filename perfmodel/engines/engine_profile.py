@@ -49,6 +49,7 @@ class EngineCall:
     output_sha256: str
     """Hash of the emitted token ids, which shows whether two configurations wrote the same text."""
     num_rounds: int | None = None
+    """Rounds within `decode_s`."""
     num_drafted: int | None = None
     num_accepted: int | None = None
     draft_s: Seconds | None = None
@@ -57,6 +58,8 @@ class EngineCall:
     """Seconds in the target, by the engine's own timers."""
     waited_frac: Frac | None = None
     """Share of the call in which other programs had the processor; None if unknown."""
+    untimed_tokens: Tokens = 1
+    """Emitted tokens that `decode_s` does not cover: 1 where the prompt's pass emits the first token, 0 where decoding does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +89,8 @@ class EngineRun:
 
     @property
     def decode_tokens(self) -> Tokens:
-        """Tokens that `decode_s` covers: all but the first of each call."""
-        return sum(call.num_tokens - 1 for call in self.calls)
+        """Tokens that `decode_s` covers: in most engines, all but the first of each call."""
+        return sum(call.num_tokens - call.untimed_tokens for call in self.calls)
 
     @property
     def decode_s(self) -> Seconds:

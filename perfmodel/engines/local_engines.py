@@ -24,6 +24,10 @@ _OV_PACKAGE = Source(document="openvino_genai: GenerationConfig, SchedulerConfig
 _OV_SAMPLER = Source(document="openvinotoolkit/openvino.genai: src/cpp/src/sampling/sampler.cpp", version="2026")
 _OV_EXPORT = Source(document="optimum-cli export openvino --help", version="optimum-intel 2.2.0")
 _OV_MEASURED = Source(document="our own measurement on a CPU", version="openvino-genai 2026.4.1.0, 2026-11-30")
+_OV_THRESHOLD = Source(
+    document="our own measurement: passes equal those of a reference for 5 thresholds; src/cpp/src/sampling/sampler.cpp",
+    version="2026.4.1.0, 2026-12-01",
+)
 _ORT_DOC = Source(document="microsoft/onnxruntime-genai: docs/SpeculativeDecoding.md", version="2026, commit 0a38f78")
 _ORT_BUILDER = Source(document="onnxruntime_genai/models/builder.py", version="0.18.0")
 _ORT_PACKAGE = Source(document="onnxruntime_genai: messages of the compiled library", version="0.18.0")
@@ -294,7 +298,7 @@ OPENVINO = Engine(
             role="confidence-floor",
             name="GenerationConfig.assistant_confidence_threshold",
             default="0",
-            note="drafts one token whatever its value in greedy decoding (known bad)",
+            note="works with logprobs=1 only, and then without any limit of the draft length (known bad)",
             source=_OV_DOC,
         ),
         EngineOption(
@@ -377,10 +381,10 @@ OPENVINO = Engine(
     ),
     known_bad=(
         KnownBad(
-            when="assistant_confidence_threshold, greedy",
-            effect="one token a round whatever its value: the log-probability is left at 0, which ends the draft",
-            instead="num_assistant_tokens",
-            source=Source(document="our own measurement; src/cpp/src/sampling/sampler.cpp", version="2026.4.1.0"),
+            when="assistant_confidence_threshold without logprobs=1",
+            effect="one token a round whatever its value: log-probabilities are not computed, and a 0 ends the draft",
+            instead="num_assistant_tokens; with logprobs=1 the threshold works, but the draft length has no limit",
+            source=_OV_THRESHOLD,
         ),
         KnownBad(
             when="ATTENTION_BACKEND=SDPA with a draft",

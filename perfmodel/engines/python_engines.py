@@ -17,8 +17,9 @@ _HF_CONFIG = Source(document="transformers: generation/configuration_utils.py", 
 _HF_CANDIDATES = Source(document="transformers: generation/candidate_generator.py", version="5.23.0")
 _HF_UTILS = Source(document="transformers: generation/utils.py", version="5.23.0")
 _HF_MEASURED = Source(document="our own measurement on a CPU", version="transformers 5.23.0, 2026-11-30")
-_MLX_GENERATE = Source(document="ml-explore/mlx-lm: mlx_lm/generate.py", version="2026-08, commit 0024613")
-_MLX_SERVER = Source(document="ml-explore/mlx-lm: mlx_lm/server.py", version="2026-08")
+_MLX_GENERATE = Source(document="ml-explore/mlx-lm: mlx_lm/generate.py", version="0.32.2")
+_MLX_SERVER = Source(document="ml-explore/mlx-lm: mlx_lm/server.py", version="0.32.2")
+_MLX_CONVERT = Source(document="ml-explore/mlx-lm: mlx_lm/convert.py", version="0.32.2")
 _MLX_CACHE = Source(document="ml-explore/mlx-lm#1423, #1914", version="2026")
 _MLX_ACTIVE = Source(document="ml-explore/mlx-lm#1132", version="2026")
 
@@ -58,14 +59,21 @@ S2D = Engine(
             note="the whole policy stands in the plan: exits, thresholds, length and stop rule",
             source=_S2D_CLI,
         ),
-        EngineOption(role="dtype", name="s2d-run --dtype", default="the checkpoint's", note="of both models", source=_S2D_CLI),
         EngineOption(
-            role="acceptance-rule",
-            name="s2d-run --rule",
-            default="ratio",
-            note="above temperature 0: ratio or shared-noise",
+            role="dtype",
+            name="s2d-profile --dtype",
+            default="the checkpoint's",
+            note="of both models; a plan runs in the type that was measured",
             source=_S2D_CLI,
         ),
+        EngineOption(
+            role="acceptance-rule",
+            name="s2d-profile --rule",
+            default="greedy",
+            note="above temperature 0: ratio or shared-noise; a plan runs with the rule that was measured",
+            source=_S2D_CLI,
+        ),
+        EngineOption(role="threads", name="s2d-profile --threads", default="torch's", note="of a CPU run", source=_S2D_CLI),
     ),
     metrics=(
         EngineMetric(
@@ -196,7 +204,7 @@ MLX_LM = Engine(
     name="mlx-lm",
     aliases=("mlx", "mlx_lm", "mlxlm"),
     title="MLX-LM",
-    package="PyPI: mlx-lm",
+    package="PyPI: mlx-lm (Apple), with mlx-cpu (Linux)",
     versions="0.32",
     checkpoint="mlx",
     weights=("f32", "bf16", "f16", "int8", "int4"),
@@ -230,8 +238,8 @@ MLX_LM = Engine(
             role="dtype",
             name="mlx_lm.convert -q --q-bits",
             default="the checkpoint's",
-            note="4 or 8 bits, written into the checkpoint",
-            source=_MLX_GENERATE,
+            note="4 or 8 bits, written into a new folder; unquantised Hugging Face folders load as they are",
+            source=_MLX_CONVERT,
         ),
     ),
     metrics=(
@@ -268,4 +276,5 @@ MLX_LM = Engine(
             source=_MLX_ACTIVE,
         ),
     ),
+    run_here="0.32.2 with mlx-cpu 0.32.4, on a CPU",
 )

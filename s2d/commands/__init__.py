@@ -1,1 +1,1 @@
-"""The commands `s2d-run` and `s2d-train`."""
+"""The commands `s2d-run`, `s2d-train` and `s2d-engines`."""

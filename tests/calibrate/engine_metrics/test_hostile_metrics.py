@@ -141,7 +141,7 @@ def test_more_than_two_snapshots_are_refused() -> None:
 def test_a_counter_that_is_no_count_is_refused(value: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.prom"
     path.write_text(f"llamacpp:tokens_predicted_total {value}\n")
-    with pytest.raises(BadFile, match="llamacpp:tokens_predicted_total is .*, expected a finite number"):
+    with pytest.raises(BadFile, match=r"llamacpp:tokens_predicted_total is .*, expected a finite number"):
         read_engine_metrics(path)
 
 
@@ -174,7 +174,7 @@ def test_an_unknown_engine_or_format_names_the_nearest() -> None:
         read_engine_metrics(path, engine="vlm")
     with pytest.raises(UnknownName, match="unknown metrics format 'vllm-bnch': did you mean 'vllm-bench'"):
         read_engine_metrics(path, file_format="vllm-bnch")
-    with pytest.raises(BadFile, match="it has no timings.predicted_n, expected llama.cpp-answers"):
+    with pytest.raises(BadFile, match=r"it has no timings\.predicted_n, expected llama\.cpp-answers"):
         read_engine_metrics(path, file_format="llama.cpp-answers")
 
 
@@ -186,7 +186,9 @@ def test_labels_may_hold_braces_quotes_and_commas() -> None:
 
 @given(st.text(max_size=200))
 def test_any_text_is_samples_or_one_error(text: str) -> None:
+    message = ""
     try:
         parse_snapshot(Path("x"), text)
     except BadFile as err:
-        assert "is not a Prometheus sample" in str(err)
+        message = str(err)
+    assert not message or "is not a Prometheus sample" in message

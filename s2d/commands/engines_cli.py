@@ -1,0 +1,74 @@
+"""`s2d-engines`: which engines plans are made for, and everything that is known about one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from perfmodel.core.console import EXIT_ANSWERED, add_subcommand, add_verbose_flag, make_parser, print_out, run_command
+
+PROG = "s2d-engines"
+JSON_HELP = "print JSON instead of text"
+
+
+def main_engines(argv: Sequence[str] | None = None) -> int:
+    """`s2d-engines`: list the engines, or show one."""
+    parser = make_parser(
+        PROG,
+        "Engines that plans are made for: what each executes, its options, metrics, constraints and known failures.",
+        "s2d-engines list",
+    )
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", title="verbs (--help after a verb shows its options)"
+    )
+    for verb, (purpose, example, add_flags, run) in _VERBS.items():
+        verb_parser = add_subcommand(verbs, verb, purpose, example)
+        add_flags(verb_parser)
+        verb_parser.set_defaults(run=run)
+
+    def command(args: argparse.Namespace) -> int:
+        args.run(args)
+        return EXIT_ANSWERED
+
+    return run_command(parser, argv, command)
+
+
+def _add_list_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    add_verbose_flag(parser)
+
+
+def _add_show_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "engine", metavar="NAME", help="a name or an alias that s2d-engines list shows, such as llama.cpp or ort"
+    )
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    add_verbose_flag(parser)
+
+
+def _list(args: argparse.Namespace) -> None:
+    from perfmodel.core.blocks import as_text
+    from perfmodel.core.codec import encode_record
+    from perfmodel.engines.engine_text import list_blocks
+    from perfmodel.engines.known_engines import ENGINES
+
+    if args.json:
+        print_out(json.dumps([encode_record(engine) for engine in ENGINES.values()], indent=2, sort_keys=True))
+    else:
+        print_out(as_text(list_blocks(ENGINES.values())))
+
+
+def _show(args: argparse.Namespace) -> None:
+    from perfmodel.core.codec import encode_record
+    from perfmodel.engines.find_engine import find_engine
+
+    engine = find_engine(args.engine)
+    print_out(json.dumps(encode_record(engine), indent=2, sort_keys=True) if args.json else engine.explain())
+
+
+_VERBS = {
+    "list": ("list the engines, and what each can execute", "s2d-engines list", _add_list_flags, _list),
+    "show": ("show everything known about one engine, with sources", "s2d-engines show llama.cpp", _add_show_flags, _show),
+}
+"""For every verb: its purpose, an example, the function that adds its flags, and the function that runs it."""

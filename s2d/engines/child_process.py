@@ -1,0 +1,120 @@
+"""A child process that never outlives this one, and its log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from perfmodel.core.disk import translate_write_errors
+from perfmodel.core.errors import EngineFailure
+
+_GUARD = Path(__file__).with_name("guard.py")
+_LOG_LINES = 8
+_MAX_LOG_CHARS = 1200
+
+
+class ChildProcess:
+    """A command that is ended, with all processes it started, by `stop` or by the end of this process for any reason.
+
+    Between this process and the command runs `guard.py`, which watches a pipe that closes when this process ends.
+
+    Args:
+        engine: the engine that the command runs, for messages.
+        command: the program and its arguments.
+        environment: all of its environment variables.
+        log: the file that receives its stderr and, without pipes, its stdout.
+        has_pipes: whether `write_line` and `read_line` talk to its stdin and stdout.
+
+    Raises:
+        BadFile: the log cannot be written.
+    """
+
+    def __init__(
+        self, engine: str, command: Sequence[str], *, environment: Mapping[str, str], log: Path, has_pipes: bool
+    ) -> None:
+        self.log = log
+        self._engine = engine
+        read_end, self._guard_pipe = os.pipe()
+        try:
+            with translate_write_errors(log), log.open("wb") as file:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(_GUARD), str(read_end), *command],
+                    stdin=subprocess.PIPE if has_pipes else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if has_pipes else file,
+                    stderr=file,
+                    env=dict(environment),
+                    pass_fds=(read_end,),
+                    start_new_session=True,  # Ctrl-C in a terminal reaches this process alone
+                    text=True,
+                    encoding="utf-8",
+                )
+        except BaseException:
+            os.close(self._guard_pipe)
+            raise
+        finally:
+            os.close(read_end)
+        self._is_stopped = False
+
+    @property
+    def pid(self) -> int:
+        """The process above the command and all of its descendants."""
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the command has ended."""
+        return self._process.poll() is not None
+
+    def write_line(self, line: str) -> None:
+        """Send a line to its stdin.
+
+        Raises:
+            EngineFailure: it has ended.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except OSError as err:
+            raise self.failure("it ended") from err
+
+    def read_line(self) -> str:
+        """The next line of its stdout. Waits for it without limit.
+
+        Raises:
+            EngineFailure: it has ended.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self.failure(f"it ended with exit code {self._process.wait()}")
+        return line
+
+    def failure(self, problem: str) -> EngineFailure:
+        """The error for a problem of this process, with the last lines of its log."""
+        return EngineFailure(self._engine, problem, log=self.log, last_lines=_last_lines(self.log))
+
+    def stop(self) -> None:
+        """End the command and all processes it started, and wait until none is left. A second call does nothing."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        os.close(self._guard_pipe)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # a line that the ended process never read
+                    stream.close()
+
+
+def _last_lines(log: Path) -> str:
+    """The end of a log; empty if it cannot be read."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join([line.rstrip() for line in lines if line.strip()][-_LOG_LINES:])[-_MAX_LOG_CHARS:]

@@ -1,0 +1,47 @@
+"""`s2d-engines` lists engines and shows one, as text or JSON, without loading anything heavy."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from perfmodel.core.codec import decode_record
+from perfmodel.engines.engine import Engine
+from perfmodel.engines.known_engines import ENGINES
+from s2d.commands.engines_cli import main_engines
+
+
+def test_the_list_names_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_engines(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert [name for name in ENGINES if name not in shown] == []
+
+
+def test_json_is_the_records_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_engines(["list", "--json"]) == 0
+    assert [decode_record(data, Engine) for data in json.loads(capsys.readouterr().out)] == list(ENGINES.values())
+    assert main_engines(["show", "ort", "--json"]) == 0
+    assert decode_record(json.loads(capsys.readouterr().out), Engine) == ENGINES["onnxruntime"]
+
+
+def test_show_prints_options_constraints_and_known_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_engines(["show", "llama-cpp"]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("--spec-draft-n-max", "same-vocabulary", "known bad", "llama-server --help"))
+
+
+def test_an_unknown_engine_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_engines(["show", "onnxruntim"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "s2d-engines: unknown engine 'onnxruntim': did you mean 'onnxruntime'?" in captured.err
+
+
+@pytest.mark.e2e
+def test_listing_imports_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys; from s2d.commands.engines_cli import main_engines; main_engines(['list']); "
+        "sys.exit(len({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
