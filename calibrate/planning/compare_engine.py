@@ -14,6 +14,7 @@ from perfmodel.core.units import Frac, Seconds
 from perfmodel.engines.python_engines import S2D
 from perfmodel.passes.passes import PassKind
 from perfmodel.policies.policy import Policy
+from perfmodel.replay.round_stats import RoundStats
 from perfmodel.results.engine_report import EngineCounts, EngineReport, sum_counts
 from perfmodel.results.plan import Plan
 from perfmodel.results.residuals import PassResidual, Residuals
@@ -54,6 +55,8 @@ def compare_engine(plan: Plan, plan_sha256: str, report: EngineReport) -> Residu
         measured_round_s=_round_s(total),
         passes=tuple(_passes(plan, report, prices)),
         next_step="",
+        predicted_by_position=_by_position(chosen.rounds) if total.accepted_by_position else (),
+        measured_by_position=_by_position(total),
         notes=(*_notes(plan, report), *report.notes),
     )
     return replace(residuals, next_step=next_engine_step(residuals, plan))
@@ -119,6 +122,11 @@ def _prices(plan: Plan, total: EngineCounts) -> dict[PassKind, Seconds]:
     drafted = total.drafted_per_round
     draft_s = (cost.segment_s + cost.exit_s + cost.ahead_s) * (1.0 if drafted is None else drafted / planned)
     return {"segment": draft_s, "verify": cost.verify_s, "round": cost.round_s}
+
+
+def _by_position(counts: RoundStats | EngineCounts) -> tuple[Frac, ...]:
+    """Share of the rounds that accept at least i + 1 tokens; empty if unknown."""
+    return tuple(number / counts.num_rounds for number in counts.accepted_by_position) if counts.num_rounds else ()
 
 
 def _round_s(total: EngineCounts) -> Seconds | None:

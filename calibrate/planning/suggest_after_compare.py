@@ -92,13 +92,19 @@ def next_engine_step(residuals: Residuals, plan: Plan) -> str:
     if larger <= GOOD_ERROR_FRAC:
         known = "the error of the acceptance is" if latency is None else "both errors are"
         return f"nothing: {known} within {format_frac(GOOD_ERROR_FRAC)}"
-    measured, predicted = residuals.measured_interval, plan.chosen.speedup.speedup
     if latency is not None and latency > acceptance and residuals.engine not in (None, plan.engine):
         return f"most of the error is in the seconds, which are of another engine. Plan again with --engine {residuals.engine}"
-    if measured is not None and predicted.low <= measured.value <= predicted.high:
-        explained = explained_frac(predicted, measured)
-        if larger <= explained:
-            return f"nothing: both errors are within {format_frac(explained)}, which the intervals of plan and run explain"
+    predicted = plan.chosen.speedup.speedup
+    value = residuals.measured_speedup or residuals.repriced_speedup
+    explained = explained_frac(predicted, residuals.measured_interval or Interval(value=value, low=value, high=value))
+    if predicted.low <= value <= predicted.high and larger <= explained:
+        which = (
+            "the interval of the plan explains"
+            if residuals.measured_interval is None
+            else "the intervals of plan and run explain"
+        )
+        known = "the error is" if latency is None else "both errors are"
+        return f"nothing: {known} within {format_frac(explained)}, which {which}"
     if latency is None or acceptance >= latency:
         command = profile_command(plan, latency=False, acceptance=True)
         return f"most of the error is in the acceptance: record it on prompts like those that were served: {command}"

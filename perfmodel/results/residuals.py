@@ -73,6 +73,9 @@ class Residuals(Printable):
     passes: tuple[PassResidual, ...]
     next_step: str
     """What to measure again, or a statement that nothing is needed."""
+    predicted_by_position: tuple[Frac, ...] = ()
+    """Entry i: share of the rounds that accept at least i + 1 tokens; empty unless an engine reports it."""
+    measured_by_position: tuple[Frac, ...] = ()
     notes: tuple[str, ...] = ()
     """What an engine's metrics do not contain, how they count, and what may not fit the plan."""
 

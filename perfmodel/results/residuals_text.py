@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from perfmodel.core.blocks import Block, Facts, Table, sentence_blocks
-from perfmodel.core.units import Frac, format_seconds, format_signed_frac, format_speedup
+from perfmodel.core.units import Frac, format_frac, format_seconds, format_signed_frac, format_speedup
 from perfmodel.results.plan_text import PASS_NAMES, interval_text
 
 if TYPE_CHECKING:
@@ -24,11 +25,15 @@ def residuals_blocks(residuals: Residuals, *, explain: bool) -> list[Block]:
 
     Args:
         residuals: the result.
-        explain: whether to add the error of each kind of pass.
+        explain: whether to add the acceptance by position, if an engine reports it, and the error of each kind of pass.
     """
-    passes: list[Block] = [_passes_table(residuals)] if explain and residuals.passes else []
+    details: list[Block] = []
+    if explain and residuals.measured_by_position:
+        details.append(_positions_table(residuals))
+    if explain and residuals.passes:
+        details.append(_passes_table(residuals))
     next_step = sentence_blocks(residuals.next_step, label="next: ")
-    return [Facts(_compared(residuals)), _errors_table(residuals), *passes, *next_step]
+    return [Facts(_compared(residuals)), _errors_table(residuals), *details, *next_step]
 
 
 def _compared(residuals: Residuals) -> list[tuple[str, str]]:
@@ -68,6 +73,13 @@ def _measured_text(residuals: Residuals) -> str:
 def _signed(frac: Frac | None) -> str:
     """A signed percentage. A rounding error is `+0.0 %`, not `-0.0 %`."""
     return "unknown" if frac is None else format_signed_frac(round(frac, 6) + 0.0)
+
+
+def _positions_table(residuals: Residuals) -> Table:
+    """Whether low acceptance is of the first drafted token, or of later ones alone."""
+    pairs = zip_longest(residuals.predicted_by_position, residuals.measured_by_position, fillvalue=0.0)
+    rows = [[str(n), format_frac(predicted), format_frac(measured)] for n, (predicted, measured) in enumerate(pairs, 1)]
+    return Table(rows, ["rounds that accept at least", "predicted", "measured"], "rrr")
 
 
 def _passes_table(residuals: Residuals) -> Table:

@@ -107,9 +107,9 @@ def test_fewer_accepted_tokens_are_an_error_of_the_acceptance_only(plan: Plan) -
     report = as_predicted(plan)
     [run] = report.runs
     assert run.num_tokens is not None
-    fewer = replace(report, runs=(replace(run, num_tokens=run.num_tokens - 40),))
+    fewer = replace(report, runs=(replace(run, num_tokens=run.num_tokens - 200),))
     residuals = compare(plan, engine_metrics=fewer)
-    assert residuals.acceptance_error_frac == pytest.approx(40 / (run.num_tokens - 40))
+    assert residuals.acceptance_error_frac == pytest.approx(200 / (run.num_tokens - 200))
     assert residuals.latency_error_frac == pytest.approx(0, abs=1e-9)
     assert "record it on prompts like those that were served: s2d-profile acceptance" in residuals.next_step
 
@@ -146,6 +146,14 @@ def test_seconds_of_draft_and_target_are_compared_where_the_engine_times_them(pl
         ("plain", "verify", 378),
     ]
     assert "draft segments" in residuals.explain()
+
+
+def test_the_acceptance_by_position_is_compared_where_the_engine_counts_it(plan: Plan) -> None:
+    residuals = compare(plan, engine_metrics=PAIRS["llama.cpp-prometheus"][0])
+    assert residuals.measured_by_position == pytest.approx([count / 91 for count in (78, 67, 57, 47, 38)])
+    assert residuals.predicted_by_position == pytest.approx(residuals.measured_by_position, abs=0.03)
+    assert "rounds that accept at least" in residuals.explain()
+    assert "rounds that accept at least" not in str(residuals)
 
 
 def test_a_mean_acceptance_length_alone_is_enough(plan: Plan) -> None:
