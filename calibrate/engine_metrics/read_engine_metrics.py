@@ -100,7 +100,9 @@ def _recognised(file: MetricsFile, name: str | None) -> MetricsFormat:
 
 def _read(files: Sequence[MetricsFile], metrics_format: MetricsFormat, policy: Policy | None) -> Metrics:
     if metrics_format.read is not None:
-        return merged([metrics_format.read(file, policy) for file in files])
+        parts = [metrics_format.read(file, policy) for file in files]
+        _check_one_run(files, parts)
+        return merged(parts)
     assert metrics_format.read_growth is not None
     snapshots = [file.snapshot for file in files]
     if len(snapshots) > 2:
@@ -114,6 +116,24 @@ def _read(files: Sequence[MetricsFile], metrics_format: MetricsFormat, policy: P
         return metrics
     note = f"{files[0].path.name} counts since the server's start: give a snapshot from before the run, too"
     return replace(metrics, notes=(*metrics.notes, note))
+
+
+def _check_one_run(files: Sequence[MetricsFile], parts: Sequence[Metrics]) -> None:
+    """Refuse files of runs that differ in what they served: their counters cannot be added.
+
+    Raises:
+        Mismatch: two engines, models or draft lengths.
+    """
+    first = _served(parts[0])
+    for file, part in zip(files, parts, strict=True):
+        if _served(part) != first:
+            fix = "Give the files of one run, or compare them one by one"
+            raise Mismatch(f"{str(file.path)!r}", made_for=_served(part), given=first, fix=fix)
+
+
+def _served(part: Metrics) -> str:
+    length = "" if part.draft_tokens is None else f" with {part.draft_tokens} drafted tokens"
+    return f"{part.engine or 'an engine'} {part.version or ''} serving {part.model or 'a model'}".replace("  ", " ") + length
 
 
 def _check_speculated(files: Sequence[MetricsFile], metrics: Metrics) -> None:

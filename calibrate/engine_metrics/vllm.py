@@ -61,6 +61,8 @@ def _bench_run(fields: Fields) -> tuple[EngineCounts, list[str]]:
         raise fields.error("total_output_tokens", f"at least one token of each of the {num_requests} requests", emitted)
     num_tokens = emitted - num_requests
     decode_s, notes = _bench_seconds(fields, num_tokens)
+    if num_failed := fields.count("failed"):
+        notes.append(f"{num_failed} requests failed")
     counts = _bench_rounds(fields)
     if counts is None:
         return EngineCounts(num_requests=num_requests, num_tokens=num_tokens, num_rounds=None, decode_s=decode_s), notes

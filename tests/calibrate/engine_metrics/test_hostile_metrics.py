@@ -168,6 +168,17 @@ def test_files_of_two_formats_or_engines_are_refused() -> None:
         read_engine_metrics(vllm, DATA / "llama.cpp-plain-answers.jsonl")
 
 
+def test_files_of_two_runs_are_refused(tmp_path: Path) -> None:
+    other = edited("vllm-draft-bench.json", tmp_path, lambda d: d.update(model_id="target-16"))
+    with pytest.raises(Mismatch, match="made for vllm serving target-16 with 5 drafted tokens, not for vllm serving target-32"):
+        read_engine_metrics([DATA / "vllm-draft-bench.json", other])
+
+
+def test_failed_requests_are_said(tmp_path: Path) -> None:
+    path = edited("vllm-draft-bench.json", tmp_path, lambda d: d.update(failed=2))
+    assert "2 requests failed" in read_engine_metrics(path).notes
+
+
 def test_an_unknown_engine_or_format_names_the_nearest() -> None:
     path = DATA / "vllm-draft-bench.json"
     with pytest.raises(UnknownName, match="unknown engine 'vlm'"):
