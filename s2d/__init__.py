@@ -17,6 +17,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from calibrate.engine_metrics.read_engine_metrics import read_engine_metrics
     from calibrate.planning.compare import compare
     from calibrate.planning.draft_shapes import draft_lengths, draft_shapes
     from calibrate.planning.make_plan import plan
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from perfmodel.policies.sampling import Sampling
     from perfmodel.replay.replay import replay, replay_prompts
     from perfmodel.replay.round_stats import RoundStats
+    from perfmodel.results.engine_report import EngineReport
     from perfmodel.results.plan import Plan
     from perfmodel.results.report import RunReport
     from perfmodel.results.residuals import Residuals
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from s2d.training.train_draft import train_draft
 
 _MODULES = {
+    "calibrate.engine_metrics.read_engine_metrics": ("read_engine_metrics",),
     "calibrate.planning.make_plan": ("plan",),
     "calibrate.planning.compare": ("compare",),
     "calibrate.planning.draft_shapes": ("draft_shapes", "draft_lengths"),
@@ -58,6 +61,7 @@ _MODULES = {
     "perfmodel.policies.sampling": ("Sampling",),
     "perfmodel.replay.replay": ("replay", "replay_prompts"),
     "perfmodel.replay.round_stats": ("RoundStats",),
+    "perfmodel.results.engine_report": ("EngineReport",),
     "perfmodel.results.plan": ("Plan",),
     "perfmodel.results.report": ("RunReport",),
     "perfmodel.results.residuals": ("Residuals",),
@@ -81,6 +85,7 @@ __all__ = [
     "Completion",
     "ConfidenceFloor",
     "Engine",
+    "EngineReport",
     "Export",
     "HeuristicLength",
     "ModelLatency",
@@ -110,6 +115,7 @@ __all__ = [
     "profile",
     "profile_engine",
     "profile_law",
+    "read_engine_metrics",
     "reduce_vocab",
     "replay",
     "replay_prompts",

@@ -34,7 +34,7 @@ PATHS = {
     "s2d-plan validate": "> -o",
     "s2d-plan design": ">",
     "s2d-plan fit": "FILE --tables > -o",
-    "s2d-compare": "--plan --report --profile --fit > -o",
+    "s2d-compare": "--plan --report --engine-metrics --profile --fit --plain-metrics > -o",
     "s2d-profile": "--prompts > -o",
     "s2d-profile latency": "--prompts > -o",
     "s2d-profile acceptance": "--prompts > -o",

@@ -18,10 +18,11 @@ from perfmodel.core.errors import in_python_words
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PUBLIC = """
-CalibrationCurve Completion ConfidenceFloor Engine Export HeuristicLength ModelLatency Plan Policy Profile Residuals
-RoundStats RunReport RunRequest S2DError Sampling SpeculativeModel SurvivalFloor Trace UserInputError __version__
+CalibrationCurve Completion ConfidenceFloor Engine EngineReport Export HeuristicLength ModelLatency Plan Policy
+Profile Residuals RoundStats RunReport RunRequest S2DError Sampling SpeculativeModel SurvivalFloor Trace
+UserInputError __version__
 calibrate_draft compare draft_lengths draft_shapes export find_engine latency load plan profile profile_engine
-profile_law reduce_vocab replay replay_prompts run train_draft write_exits
+profile_law read_engine_metrics reduce_vocab replay replay_prompts run train_draft write_exits
 """.split()  # noqa: SIM905
 
 
