@@ -21,7 +21,7 @@ from tests.stubs import TinySpec, tiny_llama
 
 ROOT = Path(__file__).parent.parent
 SUBCOMMANDS = {
-    "s2d-plan": ((), ("validate",), ("design",), ("fit",)),
+    "s2d-plan": ((), ("export",), ("validate",), ("design",), ("fit",)),
     "s2d-compare": ((),),
     "s2d-profile": ((), ("latency",), ("acceptance",), ("law",), ("engine",)),
     "s2d-run": ((),),
@@ -30,10 +30,11 @@ SUBCOMMANDS = {
 }
 PATHS = {
     "s2d-plan": "--trace --profile --fit > -o",
+    "s2d-plan export": "--plan --trace --prompts > -o",
     "s2d-plan validate": "> -o",
     "s2d-plan design": ">",
     "s2d-plan fit": "FILE --tables > -o",
-    "s2d-compare": "--plan --report --profile --fit > -o",
+    "s2d-compare": "--plan --report --engine-metrics --profile --fit --plain-metrics > -o",
     "s2d-profile": "--prompts > -o",
     "s2d-profile latency": "--prompts > -o",
     "s2d-profile acceptance": "--prompts > -o",

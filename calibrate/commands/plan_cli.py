@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calibrate.commands.export_verb import add_export_verb, answer_export
 from calibrate.commands.flags import add_device_flags, device_request
 from calibrate.commands.law_verbs import add_law_verbs, answer_design, answer_fit, answer_validation, design_flags, fit_flags
 from perfmodel.core.console import (
@@ -57,6 +58,10 @@ class PlanFlags:
             raise UserInputError("--by-category plans for every category, --category for one: give one of the two.")
         if self.targets and self.traces:
             raise UserInputError("a trace names its target: leave --targets out, and give --trace once for every target.")
+        if self.request.engine is not None and (self.by_category or self.targets):
+            raise UserInputError("--engine plans for one target and all prompts: leave --targets, --by-category out.")
+        if self.request.engine == "all" and len(self.traces) > 1:
+            raise UserInputError("--engine all compares engines with one draft: give --trace once.")
         if self.request.target is not None and (self.targets or len(self.traces) > 1):
             given = "--targets" if self.targets else "several traces"
             raise UserInputError(f"--target names one target, {given} several: leave --target out.")
@@ -72,14 +77,16 @@ def plan_parser() -> argparse.ArgumentParser:
     """The parser of `s2d-plan` and its verbs."""
     description = (
         "Predict how fast a draft makes a target, and choose the draft's exits, thresholds and draft length. Needs no GPU.\n"
-        "With a verb: answer a question about the latency law alone."
+        "With a verb: write files to serve a plan with, or answer a question about the latency law alone."
     )
     parser = make_parser(PLAN, description, "s2d-plan --target llama-70b --device h100 -o plan.json")
     _add_evidence_flags(parser.add_argument_group("models and evidence"))
     add_device_flags(parser.add_argument_group("device (default with --profile: the profile's)"))
     _add_workload_flags(parser.add_argument_group("workload"))
     add_common_flags(parser, result="plan")
-    add_law_verbs(parser.add_subparsers(dest="verb", metavar="VERB", title="verbs (--help after a verb shows its options)"))
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs (--help after a verb shows its options)")
+    add_export_verb(verbs)
+    add_law_verbs(verbs)
     return parser
 
 
@@ -102,7 +109,14 @@ def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
     add("--category", metavar="NAME", help="plan for the trace's prompts of this category (default: all categories)")
     by_category_help = "the best policy for every category of the trace's prompts, and the best for all"
     add("--by-category", action="store_true", help=by_category_help)
-    profile_help = "latency measured by s2d-profile; once for every model (default: predicted from a datasheet)"
+    engine_help = (
+        "the engine that executes the plan (s2d-engines list), or all to compare engines (default: the profile's, else s2d, "
+        "the bundled runtime)"
+    )
+    add("--engine", metavar="NAME", help=engine_help)
+    profile_help = (
+        "latency measured by s2d-profile; once for every model, or once for every engine (default: predicted from a datasheet)"
+    )
     add("--profile", type=Path, metavar="FILE", action="append", default=[], help=profile_help)
     add("--fit", type=Path, metavar="FILE", help="written by s2d-plan fit: prices a model that was not profiled")
 
@@ -121,6 +135,8 @@ def _run(args: argparse.Namespace, *, command: tuple[str, ...]) -> int:
     if args.verb is not None and command[1] != args.verb:
         raise UserInputError(f"options before the verb {args.verb!r}: expected them after it. Put {args.verb!r} first.")
     match args.verb:
+        case "export":
+            answer_export(args)
         case "validate":
             answer_validation(answer_options(args), command=command)
         case "design":
@@ -145,6 +161,7 @@ def _plan_flags(args: argparse.Namespace, command: tuple[str, ...]) -> PlanFlags
         category=args.category,
         profiles=tuple(args.profile),
         fit=args.fit,
+        engine=args.engine,
         device=device_request(args),
         batch=args.batch,
         prompt_tokens=args.prompt_tokens,
@@ -162,7 +179,9 @@ def _plan_flags(args: argparse.Namespace, command: tuple[str, ...]) -> PlanFlags
 
 
 def _answer(flags: PlanFlags) -> None:
-    if len(flags.traces) > 1:
+    if flags.request.engine == "all":
+        _answer_engines(flags)
+    elif len(flags.traces) > 1:
         from calibrate.planning.choose_draft import have_one_target
         from calibrate.planning.make_portfolio import with_own_profiles
 
@@ -179,6 +198,25 @@ def _answer(flags: PlanFlags) -> None:
         from calibrate.planning.make_plan import make_plan
 
         _print_plan(flags, make_plan(flags.request), flags.command)
+
+
+def _answer_engines(flags: PlanFlags) -> None:
+    """Plan for every engine, and put the plans side by side."""
+    from calibrate.planning.plan_engines import command_for_engine, plan_engines
+    from perfmodel.core.provenance import make_provenance
+    from perfmodel.results.engine_plans import ENGINE_PLANS_FILE
+
+    options = flags.answer
+    plans = plan_engines(flags.request)
+    command = command_for_engine(plans, flags.request, [word for word in flags.command if word != "--explain"])
+    printed = replace(plans, next_command=command)
+    print_answer(
+        options,
+        plans,
+        ENGINE_PLANS_FILE,
+        partial(make_provenance, argv=flags.command, inputs=plans.inputs),
+        text=lambda: printed.explain() if options.explain else str(printed),
+    )
 
 
 def _answer_drafts(flags: PlanFlags, requests: Sequence[PlanRequest]) -> None:

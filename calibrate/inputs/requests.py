@@ -58,8 +58,11 @@ class PlanRequest:
     prompts_split: Split = "all"
     category: str | None = None
     """Plan for the trace's prompts of this category only. None: for all prompts."""
+    engine: str | None = None
+    """Name of the engine that is to execute the plan. None: the engine profile's, else the bundled runtime."""
     profiles: tuple[Path, ...] = ()
-    """Latency profiles of both models, of one device. Empty: prices by `fit` or by the device's datasheet."""
+    """Latency profiles of both models, of one device, or an engine's profile. Empty: prices by `fit` or by the device's
+    datasheet."""
     fit: Path | None = None
     """A fit of the latency law: prices a model that has no profile."""
     device: DeviceRequest = field(default_factory=DeviceRequest)

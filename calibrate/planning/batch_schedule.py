@@ -9,7 +9,7 @@ their accepted lengths differ. A schedule is therefore for one exit alone and a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from calibrate.pricing.draft_placement import drafted_token_s
@@ -17,6 +17,8 @@ from calibrate.pricing.pricing import Pricing, memory_needed
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Seconds, Tokens
+from perfmodel.engines.engine import RoundShape
+from perfmodel.engines.round_shape import DEFAULT_SHAPE
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.policies.policy import Policy
@@ -39,22 +41,48 @@ class Option:
     exit_layer: int
     draft_tokens: Tokens
     tokens_per_round: float
+    round_shape: RoundShape = DEFAULT_SHAPE
+    """Passes of a round of the engine."""
 
 
-def batch_schedules(trace: Trace, pricing: Pricing, *, context_tokens: Tokens) -> tuple[BatchSchedule, ...]:
-    """Schedules at a context and at a long one; empty if larger batches have no price."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleLimits:
+    """What an engine executes of a schedule."""
+
+    exits: tuple[int, ...]
+    """Exits to choose from: an engine has loaded one of them."""
+    lengths: range
+    """Draft lengths to choose from."""
+    max_batch: int | None
+    """Sequences that it decodes together with a draft; None: no limit."""
+
+
+def batch_schedules(
+    trace: Trace, pricing: Pricing, *, context_tokens: Tokens, limits: ScheduleLimits | None = None
+) -> tuple[BatchSchedule, ...]:
+    """Schedules at a context and at a long one; empty if larger batches have no price.
+
+    Args:
+        trace: acceptance.
+        pricing: of larger batches too.
+        context_tokens: in the cache of every sequence.
+        limits: of an engine; None takes every exit and every length of the search.
+    """
     price_at = pricing.at_batch
     if price_at is None:
         return ()
     header = trace.header
     max_context = min(header.target.max_context_tokens, header.draft.model.max_context_tokens)
-    options = list(_options(trace))
+    if limits is None:
+        limits = ScheduleLimits(exits=header.exit_layers, lengths=range(1, MAX_DRAFT_TOKENS + 1), max_batch=None)
+    options = [replace(option, round_shape=pricing.round_shape) for option in _options(trace, limits)]
     return tuple(
         batch_schedule(
             options,
             partial(price_at, context_tokens=context),
             context_tokens=context,
             fitting_batch=_fitting_batch(trace, pricing, context),
+            max_batch=limits.max_batch or MAX_BATCH,
         )
         for context in dict.fromkeys((context_tokens, min(max_context, LONG_CONTEXT_RATIO * context_tokens)))
     )
@@ -105,12 +133,13 @@ def batch_schedule(
     )
 
 
-def _options(trace: Trace) -> Iterator[Option]:
+def _options(trace: Trace, limits: ScheduleLimits) -> Iterator[Option]:
     """Every exit alone at every draft length, with its tokens per round."""
     cells = [
         (stage, layer, length)
         for stage, layer in enumerate(trace.header.exit_layers)
-        for length in range(1, MAX_DRAFT_TOKENS + 1)
+        if layer in limits.exits
+        for length in limits.lengths
     ]
     confidence = trace.header.confidence
     batch = replay_batch(trace, [Policy(exits=(layer,), tokens=length, confidence=confidence) for _, layer, length in cells])
@@ -143,9 +172,25 @@ def _speedups(at_batch: AtBatch, batch: int, context_tokens: Tokens) -> Callable
 
     def speedup(option: Option) -> float:
         round_s = option.draft_tokens * token_s(option.stage) + verify_s(option.draft_tokens)
+        round_s += block_s(draft, option, context_tokens)
         return option.tokens_per_round * verify_s(0) / round_s
 
     return speedup
+
+
+def block_s(draft: LatencyModel, option: Option, context_tokens: Tokens) -> Seconds:
+    """What a round takes longer because the draft reads the verified block again; 0 where it does not."""
+    stages, shape = range(option.stage + 1), option.round_shape
+    if shape.rereads_block:
+        rows = option.draft_tokens + 1
+        segments_s = sum(draft.line("segment", stage, rows).at(context_tokens) for stage in stages)
+        return segments_s + draft.line("exit", option.stage, rows).at(0)
+    if not shape.starts_with_block:
+        return 0.0
+    wide, narrow = (
+        sum(draft.line("segment", stage, rows).at(context_tokens) for stage in stages) for rows in (option.draft_tokens + 2, 1)
+    )
+    return wide - narrow
 
 
 def _best_point(options: Sequence[Option], at_batch: AtBatch, batch: int, context_tokens: Tokens) -> BatchPoint:

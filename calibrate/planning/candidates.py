@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from calibrate.inputs.published_acceptance import PUBLISHED_LENGTH, PUBLISHED_TOKENS
 from calibrate.pricing.pricing import Pricing
@@ -12,11 +13,12 @@ from calibrate.search.search import SearchResult
 from perfmodel.acceptance.splits import document_name
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
+from perfmodel.engines.round_shape import with_round_shape
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import estimate
 from perfmodel.replay.replay import replay_batch
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
-from perfmodel.results.plan import Candidate
+from perfmodel.results.plan import Candidate, Evidence, EvidenceLevel, EvidenceRole
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +45,21 @@ def price_searched(searched: SearchResult, trace: Trace, pricing: Pricing) -> tu
     return chosen, tuple(sorted(alternatives, key=lambda candidate: candidate.speedup.tokens_per_s, reverse=True))
 
 
+def price_engine_searched(searched: SearchResult, trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
+    """The chosen configuration of a search for an engine, plain decoding, and each exit alone, fastest first."""
+    policies = {PLAN_NAME: searched.chosen.policy, PLAIN_NAME: None}
+    policies |= {f"exit {policy.exits[0]}": policy for policy in searched.single_exits}
+    chosen, *alternatives = price_candidates(policies, trace, pricing)
+    return chosen, tuple(sorted(alternatives, key=lambda candidate: candidate.speedup.tokens_per_s, reverse=True))
+
+
+def levelled_evidence(pricing: Pricing, policy: Policy | None) -> tuple[Evidence, ...]:
+    """The evidence for the prices of a policy: extrapolated where the policy lies outside of what was measured."""
+    draft, target = pricing.models_for(policy)
+    levels: dict[EvidenceRole, EvidenceLevel] = {"draft latency": draft.level, "target latency": target.level}
+    return tuple(replace(part, level=levels.get(part.role, part.level)) for part in pricing.evidence)
+
+
 def price_paper(trace: Trace, pricing: Pricing) -> Sequence[Candidate]:
     """The paper's policy at the longest cap that the latency evidence covers; logs a warning if it covers none."""
     uncovered = None
@@ -67,13 +84,16 @@ def price_candidates(policies: Mapping[str, Policy | None], trace: Trace, pricin
     Raises:
         OutOfDomain: the latency evidence does not cover a pass that a policy needs.
     """
-    rounds = rounds_by_document(trace, [None, *policies.values()])
+    by_policy = rounds_by_document(trace, [None, *policies.values()])
+    rounds = {
+        policy: [with_round_shape(stats, pricing.round_shape) for stats in documents] for policy, documents in by_policy.items()
+    }
     return tuple(
         Candidate(
             name=name,
             policy=policy,
             rounds=sum_rounds(rounds[policy]),
-            speedup=estimate(pricing.draft, pricing.target, rounds[policy], rounds[None]),
+            speedup=estimate(*pricing.models_for(policy), rounds[policy], rounds[None]),
         )
         for name, policy in policies.items()
     )

@@ -14,6 +14,7 @@ from typing import Literal
 from calibrate.inputs.acceptance import Acceptance, load_acceptance
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.candidates import price_candidates
+from calibrate.planning.engine_evidence import check_bundled
 from calibrate.planning.make_plan import gather_evidence
 from calibrate.pricing.measured import select_profiles
 from calibrate.pricing.pricing import Pricing
@@ -55,6 +56,7 @@ def by_target(requests: Sequence[PlanRequest]) -> Portfolio:
     """
     parts = []
     for request in requests:
+        check_bundled(request, "a plan for several targets")
         acceptance, pricing = gather_evidence(request)
         parts.append(_PartEvidence(name=acceptance.trace.header.target.name, acceptance=acceptance, pricing=pricing))
     names = [part.name for part in parts]
@@ -74,6 +76,7 @@ def by_category(request: PlanRequest) -> Portfolio:
     Raises:
         UserInputError: all prompts are of one category, or anything that a plan raises.
     """
+    check_bundled(request, "--by-category")
     acceptance, pricing = gather_evidence(request)
     prompts = acceptance.trace.header.prompts
     categories = list(dict.fromkeys(prompt.category for prompt in prompts))

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from calibrate.inputs.acceptance import model_folder, prompts_flags
+from calibrate.planning.suggest_after_engine_plan import engine_notes, export_command, profile_engine_command
 from calibrate.pricing.draft_placement import Placement
 from calibrate.pricing.pricing import memory_needed, pair_weights
 from perfmodel.core.console import without_flag
@@ -45,6 +46,8 @@ def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Pa
     """
     if plan.has_assumed_head:
         return _plan_with_whole_head(plan, command)
+    if plan.engine != "s2d":
+        return _next_in_engine(plan, command, output)
     is_measured = _latency_levels(plan) == {"measured"}
     if is_measured and _is_traced(plan):
         return _write_and_run(plan, command, output)
@@ -53,8 +56,22 @@ def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Pa
     return profile_command(plan, latency=not is_measured, acceptance=not _is_traced(plan))
 
 
+def _next_in_engine(plan: Plan, command: Sequence[str] | None, output: Path | None) -> str:
+    """Run the engine if it was not run, record acceptance if it was not recorded, else export a plan that speculates."""
+    draft = draft_argument(plan.draft)
+    if plan.engine_setting is None:
+        return profile_engine_command(plan, draft)
+    if not _is_traced(plan):
+        return profile_command(plan, latency=False, acceptance=True)
+    if plan.policy is None:
+        return ""
+    return export_command(plan, draft, command=command, output=output, path=DEFAULT_PLAN_PATH)
+
+
 def plan_notes(plan: Plan) -> tuple[str, ...]:
     """What the next command cannot do, and how to train the draft where its authors published no weights."""
+    if plan.engine != "s2d":
+        return engine_notes(plan)
     how_to_train = unpublished_note(plan.draft) if is_published(plan.evidence) else None  # a traced draft has weights
     return tuple(note for note in (next_note(plan), how_to_train) if note is not None)
 

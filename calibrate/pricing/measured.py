@@ -94,7 +94,7 @@ def price_by_profiles(
     fix = "Give profiles or a fit of as many devices, or leave both out"
     check_degree(pair.target, device.num_devices, noun="devices", fix=fix)
     check_degree(pair.draft.model, draft.device.num_devices, noun="devices", fix=fix)
-    weights, capacity_bytes = pair_weights(pair.draft, pair.target, device.dtype), _capacity_bytes(device)
+    weights, capacity_bytes = pair_weights(pair.draft, pair.target, device.dtype), capacity_bytes_of(device)
     memory = memory_needed(pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     if capacity_bytes is not None and memory.total_bytes > capacity_bytes:
         raise UserInputError(
@@ -269,7 +269,7 @@ def _fit_text(fitted: FittedLatency) -> str:
     return f"{passes}, ± {format_frac(fitted.error_frac)} (one sigma){beyond}"
 
 
-def _capacity_bytes(device: DeviceKey) -> int | None:
+def capacity_bytes_of(device: DeviceKey) -> int | None:
     """Memory of all devices; None for a device that is not in the table."""
     try:
         return device.num_devices * find_hardware(device.device).memory_bytes

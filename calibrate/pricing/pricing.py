@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from perfmodel.core.units import Tokens
+from perfmodel.engines.engine import RoundShape
+from perfmodel.engines.engine_profile import EngineSetting
+from perfmodel.engines.round_shape import DEFAULT_SHAPE
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.flops_bytes import kv_cache_bytes
+from perfmodel.policies.policy import Policy
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 from perfmodel.results.plan import Evidence, Memory
@@ -56,6 +60,14 @@ class PriceAtBatch(Protocol):
         ...
 
 
+class PriceForPolicy(Protocol):
+    """Prices with the error that holds for one policy."""
+
+    def __call__(self, policy: Policy | None) -> tuple[LatencyModel, LatencyModel]:
+        """Latency models of draft and target for a policy; None is plain decoding."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pricing:
     """Latency models of a draft and its target on one device, and the evidence for them."""
@@ -70,6 +82,16 @@ class Pricing:
     evidence: tuple[Evidence, ...]
     at_batch: PriceAtBatch | None = None
     """None: only single sequences were measured."""
+    round_shape: RoundShape = DEFAULT_SHAPE
+    """Passes of a round of the engine, where they differ from those of the bundled runtime."""
+    for_policy: PriceForPolicy | None = None
+    """None: the error of the prices is the same for all policies."""
+    engine_setting: EngineSetting | None = None
+    """How the engine was profiled; None if it was not."""
+
+    def models_for(self, policy: Policy | None) -> tuple[LatencyModel, LatencyModel]:
+        """Latency models of draft and target for a policy."""
+        return (self.draft, self.target) if self.for_policy is None else self.for_policy(policy)
 
 
 def pair_weights(draft: DraftGeometry, target: ModelGeometry, dtype: Dtype, stored: WeightFormat | None = None) -> PairWeights:

@@ -5,6 +5,7 @@ Letters: A policies, B scenarios, D documents of a scenario, R resamples of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,12 +14,16 @@ import numpy as np
 
 from perfmodel.acceptance.splits import document_name
 from perfmodel.acceptance.trace import Trace
+from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.stats import resample_counts
 from perfmodel.core.units import Floats, Seconds
+from perfmodel.engines.engine import RoundShape
+from perfmodel.engines.round_shape import DEFAULT_SHAPE, with_round_shape
 from perfmodel.passes.passes import Line, PassKind
 from perfmodel.policies.policy import Policy
-from perfmodel.replay.estimate import PassLatency, line_or_infinity, model_for
-from perfmodel.replay.replay import replay_batch
+from perfmodel.replay.estimate import PassLatency, line_or_infinity, model_for, pass_seconds
+from perfmodel.replay.replay import ReplayBatch, replay_batch
+from perfmodel.replay.round_stats import RoundStats
 
 Objective = Literal["mean", "worst"]
 """How to combine several scenarios: the geometric mean of the tokens/s, or the smallest speedup over plain decoding."""
@@ -31,6 +36,8 @@ class Scenario:
     trace: Trace
     draft: PassLatency
     target: PassLatency
+    round_shape: RoundShape = DEFAULT_SHAPE
+    """Passes of a round of the engine. With another shape than the default, policies have one exit."""
 
     def line(self, kind: PassKind, stage: int, rows: int) -> Line:
         """Seconds of a warm pass; infinity where there is no evidence."""
@@ -45,7 +52,7 @@ class Scenario:
     def tokens_per_s(self, policies: Sequence[Policy | None]) -> Floats:
         """Predicted tokens per second of each policy; 0 where a pass has no evidence. [A]."""
         batch = replay_batch(self.trace, policies)
-        rates: Floats = batch.num_tokens / batch.seconds(self.draft, self.target)
+        rates: Floats = batch.num_tokens / self._seconds(batch)
         return rates
 
     def resampled_rates(self, policies: Sequence[Policy | None]) -> Floats:
@@ -54,11 +61,25 @@ class Scenario:
         Every pass of the policies needs evidence.
         """
         batch = replay_batch(self.trace, policies, by_prompt=True)
-        by_prompt = batch.seconds(self.draft, self.target).reshape(len(policies), -1)
+        by_prompt = self._seconds(batch).reshape(len(policies), -1)
         documents = [document_name(prompt.name) for prompt in self.trace.header.prompts]
         is_of_document = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
         rates: Floats = 1 / (by_prompt @ is_of_document.T @ resample_counts(len(is_of_document)).T)
         return rates
+
+    def _seconds(self, batch: ReplayBatch) -> Floats:
+        """Predicted seconds of each replay; infinity where a pass has no evidence. [G]."""
+        if self.round_shape == DEFAULT_SHAPE:
+            return batch.seconds(self.draft, self.target)
+        shaped = (with_round_shape(stats, self.round_shape) for stats in batch.stats())
+        return np.array([self._rounds_s(stats) for stats in shaped])
+
+    def _rounds_s(self, rounds: RoundStats) -> Seconds:
+        """Predicted seconds of some rounds; infinity where a pass has no evidence."""
+        try:
+            return math.fsum(pass_seconds(self.draft, self.target, rounds).values())
+        except OutOfDomain:
+            return math.inf
 
     def subset(self, prompts: Iterable[int]) -> Scenario:
         """The scenario with some of its prompts, by zero-based number."""

@@ -205,6 +205,20 @@ def _read_contents(path: PathLike, file_format: FileFormat[Any]) -> _Contents:
     return _Contents(record=record, provenance=provenance, body=envelope["body"], members=members)
 
 
+def file_schema(path: PathLike) -> str | None:
+    """The schema that a JSON file states; None if it is no file of this project.
+
+    Raises:
+        BadFile: the path cannot be read.
+    """
+    try:
+        envelope = json.loads(read_bytes(path))
+    except (ValueError, RecursionError):
+        return None
+    schema = envelope.get("schema") if isinstance(envelope, dict) else None
+    return schema if isinstance(schema, str) else None
+
+
 def record_sha256(record: object) -> str:
     """The hash of a record's content, equal to the hash that `FileFormat.read` returns for its file."""
     return hashlib.sha256(_canonical(encode_record(record))).hexdigest()

@@ -10,6 +10,7 @@ from perfmodel.core.files import FileFormat
 from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import Interval
 from perfmodel.core.units import Bytes, Frac, Tokens
+from perfmodel.engines.engine_profile import EngineSetting
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.policies.frontier import FrontierPoint
@@ -145,6 +146,10 @@ class Plan(Printable):
     evidence: tuple[Evidence, ...]
     next_command: str
     """The command that replaces the weakest evidence with a measurement."""
+    engine: str = "s2d"
+    """Name of the engine that executes the plan (`perfmodel.engines`): the bundled runtime unless another one was requested."""
+    engine_setting: EngineSetting | None = None
+    """Version, weights and options with which the engine was profiled; None if it was not."""
     notes: tuple[str, ...] = ()
     """Limits of `next_command`, and how to train a draft that is not public. A command in a note stands at its end."""
 

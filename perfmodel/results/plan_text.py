@@ -135,8 +135,18 @@ def _request_facts(plan: Plan) -> list[tuple[str, str]]:
         ("target", model_label(plan.target) + weights_text(plan.target_weights)),
         ("draft", draft_label(plan.draft) + _placement_text(plan)),
         ("device", plan.device.label + origin_text(plan.evidence)),
+        *([] if plan.engine == "s2d" else [("engine", engine_text(plan))]),
         ("workload", f"batch {work.batch}, {lengths}, {work.sampling.label}"),
     ]
+
+
+def engine_text(plan: Plan) -> str:
+    """`llama.cpp b11434, weights f32`, or that the engine was not run."""
+    setting = plan.engine_setting
+    if setting is None:
+        return f"{plan.engine}, not profiled"
+    options = f", {', '.join(setting.options)}" if setting.options else ""
+    return f"{plan.engine} {setting.version}, weights {setting.weights}{options}"
 
 
 def _placement_text(plan: Plan) -> str:

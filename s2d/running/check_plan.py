@@ -21,9 +21,12 @@ def check_plan_runs(name: str, plan: Plan) -> None:
         plan: the plan.
 
     Raises:
-        Mismatch: the draft's reduced head is assumed, the target's weights are quantised, or the number of processes differs
-            from the number of devices.
+        Mismatch: the plan is for another engine, the draft's reduced head is assumed, the target's weights are quantised, or
+            the number of processes differs from the number of devices.
     """
+    if plan.engine != "s2d":
+        fix = "Serve it with that engine: s2d-plan export --plan FILE -o FOLDER. Or plan again without --engine"
+        raise Mismatch(name, made_for=f"engine {plan.engine}", given="s2d, the bundled runtime, whose seconds differ", fix=fix)
     if plan.has_assumed_head:
         made_for = f"a draft with {plan.draft.model.head_label}, assumed"
         fix = "Plan again without --draft-vocab, or from a trace of a draft that s2d-train trim made"
