@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
+from calibrate.engine_metrics.read_engine_metrics import read_engine_metrics
 from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import MAX_LISTED_NAMES, UnknownName
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
@@ -18,13 +19,13 @@ from perfmodel.models.find_model import find_draft
 from profiler.commands.profile_cli import main_profile
 from s2d.commands.engines_cli import main_engines
 from s2d.commands.train_cli import main_train
-from s2d.engines.environments import engine_python
 from s2d.model.torch_dtypes import torch_dtype
 from tests.calibrate.factories import make_trace, provenance
 from tests.test_layering import MODULES
 from tests.test_overwriting import commands
 
 MAX_MESSAGE_CHARS = 320
+SPECULATED = next((Path(__file__).parent / "data" / "engine_metrics").glob("onnxruntime*.json*"))
 Run = Callable[[Path], object]
 
 
@@ -56,7 +57,7 @@ BY_FUNCTION: dict[str, Run] = {
     "draft": lambda _: find_draft("frog"),
     "reference_device": lambda _: replace(KNOWN_HARDWARE[0], reference_device="frog"),
     "dtype": lambda _: torch_dtype("frog"),
-    "engine to install": lambda _: engine_python("frog"),
+    "metrics format": lambda _: read_engine_metrics(SPECULATED, file_format="frog"),
 }
 
 

@@ -118,7 +118,7 @@ def _write_smoke_test(out: Path, serving: Serving, expected: Expectation) -> Non
     )
     SMOKE_TEST_FILE.write(out / "prompts.json", test, make_provenance(argv=("s2d-plan", "export")))
     worker = find_worker(serving.engine)
-    scripts = [_ENGINES / "guard.py", *([] if worker is None else [worker, _WORKERS / "serve.py"])]
+    scripts = [_ENGINES / "processes" / "guard.py", *([] if worker is None else [worker, _WORKERS / "serve.py"])]
     scripts += [_WORKERS / "xllamacpp_server.py"] if serving.engine.name == "llama.cpp" else []
     (out / "smoke").mkdir()
     for script in scripts:
