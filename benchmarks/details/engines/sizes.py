@@ -1,0 +1,149 @@
+"""What engines.py runs: engines with the storage of their weights, and the exits and draft lengths in each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from perfmodel.core.errors import UserInputError
+from perfmodel.core.units import Tokens
+from perfmodel.engines.find_engine import engine_weights, find_engine
+from profiler.engines.engine_request import DEFAULT_LENGTHS, Arm
+from shared import common  # noqa: F401 makes the checkout importable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One engine with one storage of the weights, and what is measured in it."""
+
+    engine: str
+    weights: str
+    """In the engine's words."""
+    profile_lengths: tuple[Tokens, ...] = DEFAULT_LENGTHS
+    """Draft lengths of the profile, with the first and the last exit."""
+    held_out: tuple[tuple[int, Tokens], ...]
+    """Exits and draft lengths to predict. The profile has none of these pairs."""
+    num_prompts: int
+    """Evaluation prompts."""
+
+    @property
+    def label(self) -> str:
+        """`llama.cpp q8_0`."""
+        return f"{self.engine} {self.weights}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSize:
+    """Amount of measurement."""
+
+    settings: tuple[Setting, ...]
+    traced_prompts: int
+    """Calibration prompts in the trace that plans are made from."""
+    profile_prompts: int
+    """Those among them that the engine decodes."""
+    max_new_tokens: Tokens
+    num_repeats: int
+
+
+FAMILY_CONFIGS = ((1, 3), (1, 6), (2, 3), (2, 5), (2, 8), (4, 2), (4, 3), (4, 5), (4, 8), (4, 11), (6, 3), (6, 6))
+"""Of `ref-draft`: two exits that no profile drafts with, and other lengths of the two that it does."""
+SLOW_CONFIGS = ((1, 4), (2, 3), (4, 3), (4, 5), (4, 8), (6, 4))
+_SLOW_PROMPTS = 24
+_PROMPTS = 48
+_RESTARTED_LENGTHS = (2, 7)
+"""For engines that take minutes to start and keep their draft length."""
+
+
+def _quick(engine: str, weights: str) -> Setting:
+    return Setting(engine=engine, weights=weights, held_out=FAMILY_CONFIGS, num_prompts=_PROMPTS)
+
+
+def _slow(engine: str, weights: str, lengths: tuple[Tokens, ...] = DEFAULT_LENGTHS) -> Setting:
+    return Setting(engine=engine, weights=weights, profile_lengths=lengths, held_out=SLOW_CONFIGS, num_prompts=_SLOW_PROMPTS)
+
+
+FULL = EngineSize(
+    settings=(
+        _quick("onnxruntime", "f32"),
+        _quick("onnxruntime", "int4"),
+        _quick("llama.cpp", "f32"),
+        _quick("llama.cpp", "bf16"),
+        _quick("llama.cpp", "q8_0"),
+        _quick("openvino", "f32"),
+        _quick("openvino", "bf16"),
+        _quick("s2d", "fp32"),
+        _slow("transformers", "f32"),
+        _slow("mlx-lm", "f32"),
+        _slow("vllm", "f32", _RESTARTED_LENGTHS),
+        _slow("vllm", "bf16", _RESTARTED_LENGTHS),
+    ),
+    traced_prompts=60,
+    profile_prompts=12,
+    max_new_tokens=64,
+    num_repeats=2,
+)
+_BIG_CONFIGS = ((2, 3), (2, 4), (4, 3), (4, 7))
+
+
+def _big(engine: str, weights: str) -> Setting:
+    return Setting(engine=engine, weights=weights, profile_lengths=(2, 6), held_out=_BIG_CONFIGS, num_prompts=3)
+
+
+BIG = EngineSize(
+    settings=(
+        _big("llama.cpp", "bf16"),
+        _big("llama.cpp", "q8_0"),
+        _big("llama.cpp", "q4_0"),
+        _big("onnxruntime", "f32"),
+        _big("onnxruntime", "int4"),
+        _big("openvino", "bf16"),
+        _big("openvino", "int8"),
+        _big("transformers", "bf16"),
+        _big("s2d", "bf16"),
+    ),
+    traced_prompts=12,
+    profile_prompts=2,
+    max_new_tokens=32,
+    num_repeats=2,
+)
+_QUICK_CONFIGS = ((2, 3), (4, 3), (4, 6))
+QUICK = EngineSize(
+    settings=tuple(
+        Setting(engine=engine, weights="f32", profile_lengths=(2, 5), held_out=_QUICK_CONFIGS, num_prompts=4)
+        for engine in ("onnxruntime", "llama.cpp")
+    ),
+    traced_prompts=6,
+    profile_prompts=3,
+    max_new_tokens=32,
+    num_repeats=2,
+)
+
+
+def chosen_settings(size: EngineSize, engines: Sequence[str] | None, weights: Sequence[str] | None) -> EngineSize:
+    """The size with the settings of some engines and weights only.
+
+    Raises:
+        UserInputError: an engine or a storage is unknown, or no setting is left.
+    """
+    names = None if engines is None else {find_engine(engine).name for engine in engines}
+    kept = [
+        setting
+        for setting in size.settings
+        if (names is None or setting.engine in names) and (weights is None or setting.weights in weights)
+    ]
+    if not kept:
+        known = ", ".join(setting.label for setting in size.settings)
+        raise UserInputError(f"no setting is left: expected --engines and --weights to keep some of {known}.")
+    return replace(size, settings=tuple(kept))
+
+
+def unsupported(setting: Setting) -> str | None:
+    """Why an engine does not load such weights; None if it does."""
+    try:
+        engine_weights(find_engine(setting.engine), setting.weights)
+    except UserInputError as err:
+        return str(err)
+    return None
+
+
+def drafting(exit_layer: int, draft_tokens: Tokens, floor: float | None = None) -> Arm:
+    """The configuration of an exit that drafts."""
+    return Arm(exit_layer=exit_layer, draft_tokens=draft_tokens, is_draft_alone=False, floor=floor)
