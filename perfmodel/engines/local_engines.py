@@ -267,7 +267,7 @@ OPENVINO = Engine(
     package="PyPI: openvino-genai",
     versions="2026.4",
     checkpoint="openvino",
-    weights=("f32", "f16", "int8", "int4"),
+    weights=("f32", "bf16", "f16", "int8", "int4"),
     devices=("cpu",),
     min_draft_tokens=1,
     max_draft_tokens=None,
@@ -305,7 +305,7 @@ OPENVINO = Engine(
             role="dtype",
             name="optimum-cli export openvino --weight-format",
             default="fp32 below 1e9 weights, int8 above",
-            note="fp32, fp16, int8 or int4, written into the files; both models in one format",
+            note="fp32, fp16, int8 or int4, written into the files; both models in one format. bf16 is arithmetic on fp16 files",
             source=_OV_EXPORT,
         ),
         EngineOption(
@@ -460,7 +460,7 @@ ONNXRUNTIME = Engine(
             role="dtype",
             name="python -m onnxruntime_genai.models.builder -p",
             default=None,
-            note="fp32, fp16, bf16, int8 or int4, written into the files",
+            note="fp32, fp16, bf16, int8 or int4, written into the files; files in bf16 do not load on a CPU",
             source=_ORT_BUILDER,
         ),
         EngineOption(

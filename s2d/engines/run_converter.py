@@ -1,0 +1,51 @@
+"""Runs a model converter with the interpreter of an engine's environment, without access to a model hub."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+
+from perfmodel.core.errors import UserInputError
+from s2d.engines.environments import engine_python
+
+_MAX_ERROR_LINES = 12
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""Converters read a local folder. These variables keep their libraries from asking a hub about it."""
+
+
+def run_converter(engine: str, arguments: Sequence[str]) -> None:
+    """Run the interpreter of an engine's environment, and wait for it.
+
+    Args:
+        engine: name of the engine.
+        arguments: of the interpreter: `-m`, a module, and its arguments.
+
+    Raises:
+        UserInputError: the engine is not installed, or the converter failed; a note has the end of its output.
+    """
+    run_tool([str(engine_python(engine)), *arguments])
+
+
+def run_tool(command: Sequence[str]) -> None:
+    """Run a command, and wait for it.
+
+    Raises:
+        UserInputError: it failed; a note has the end of its output.
+    """
+    done = subprocess.run(
+        command,
+        env=os.environ | _OFFLINE,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        error = UserInputError(
+            f"the converter ended with code {done.returncode}, expected 0: {shlex.join(command)}. Nothing was written. Its "
+            "last lines follow."
+        )
+        error.add_note("\n".join(done.stdout.splitlines()[-_MAX_ERROR_LINES:]))
+        raise error
