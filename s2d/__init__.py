@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from perfmodel.results.plan import Plan
     from perfmodel.results.report import RunReport
     from perfmodel.results.residuals import Residuals
+    from profiler.engines.profile_engine import profile_engine
     from profiler.profiling.profile_law import profile_law
     from profiler.profiling.profile_pair import Profile, profile
     from s2d.loading.exits import write_exits
@@ -59,6 +60,7 @@ _MODULES = {
     "perfmodel.results.plan": ("Plan",),
     "perfmodel.results.report": ("RunReport",),
     "perfmodel.results.residuals": ("Residuals",),
+    "profiler.engines.profile_engine": ("profile_engine",),
     "profiler.profiling.profile_law": ("profile_law",),
     "profiler.profiling.profile_pair": ("profile", "Profile"),
     "s2d.loading.exits": ("write_exits",),
@@ -102,6 +104,7 @@ __all__ = [
     "load",
     "plan",
     "profile",
+    "profile_engine",
     "profile_law",
     "reduce_vocab",
     "replay",

@@ -20,7 +20,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PUBLIC = """
 CalibrationCurve Completion ConfidenceFloor Engine HeuristicLength ModelLatency Plan Policy Profile Residuals RoundStats
 RunReport RunRequest S2DError Sampling SpeculativeModel SurvivalFloor Trace UserInputError __version__
-calibrate_draft compare draft_lengths draft_shapes find_engine latency load plan profile profile_law reduce_vocab
+calibrate_draft compare draft_lengths draft_shapes find_engine latency load plan profile profile_engine profile_law reduce_vocab
 replay replay_prompts run train_draft write_exits
 """.split()  # noqa: SIM905
 

@@ -59,3 +59,59 @@ def thread_waited_s(path: Path = _SCHEDSTAT) -> Seconds | None:
         return int(path.read_text().split()[1]) * NANO
     except (OSError, ValueError, IndexError):
         return None
+
+
+class TreeContention:
+    """The share of time since its creation in which a process and its descendants waited for a processor.
+
+    Threads wait side by side, and a computation waits for its slowest thread. The share is that of the thread which waited
+    longest.
+
+    Args:
+        process: its id.
+        proc: where the system shows its processes.
+        clock: a monotonic clock in seconds.
+    """
+
+    def __init__(self, process: int, *, proc: Path = Path("/proc"), clock: Callable[[], Seconds] = time.perf_counter) -> None:
+        self._process, self._proc, self._clock = process, proc, clock
+        self._at_start_s = self._waits_s()
+        self._start_s = clock()
+
+    @property
+    def waited_frac(self) -> Frac | None:
+        """The share; None if the system does not count waits, or if no time has passed."""
+        elapsed_s, waits_s = self._clock() - self._start_s, self._waits_s()
+        if not waits_s or elapsed_s <= 0:
+            return None
+        longest_s = max(waited_s - self._at_start_s.get(thread, 0.0) for thread, waited_s in waits_s.items())
+        return min(1.0, longest_s / elapsed_s)
+
+    def _waits_s(self) -> dict[str, Seconds]:
+        """Seconds that each thread has waited since it started; empty if the system does not count them."""
+        members = (self._process, *descendants(self._process, self._proc))
+        threads = (thread for member in members for thread in (self._proc / str(member) / "task").glob("*"))
+        waits = ((thread.name, thread_waited_s(thread / "schedstat")) for thread in threads)
+        return {name: waited_s for name, waited_s in waits if waited_s is not None}
+
+
+def descendants(process: int, proc: Path = Path("/proc")) -> list[int]:
+    """The processes below a process.
+
+    Args:
+        process: its id.
+        proc: where the system shows its processes.
+    """
+    children: dict[int, list[int]] = {}
+    for stat in proc.glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+        except (OSError, IndexError):  # it has ended
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    members, below = [], [process]
+    while below:
+        found = children.get(below.pop(), [])
+        members += found
+        below += found
+    return members

@@ -3,8 +3,10 @@
 One file format for all engines. Nothing in it is derived: `calibrate` solves it for the seconds of passes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.files import FileFormat
 from perfmodel.core.units import Frac, Seconds, Tokens
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
@@ -99,7 +101,7 @@ class EngineRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineProfile:
+class EngineProfile(Printable):
     """Configurations measured in one engine, interleaved over the same prompts."""
 
     setting: EngineSetting
@@ -114,6 +116,12 @@ class EngineProfile:
     def __post_init__(self) -> None:
         if not any(run.is_plain for run in self.runs):
             raise ValueError("an engine profile holds plain decoding of the target")
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-profile engine` as blocks of text."""
+        from perfmodel.engines.engine_profile_text import profile_blocks
+
+        return profile_blocks(self, explain=explain)
 
     @property
     def plain(self) -> EngineRun:

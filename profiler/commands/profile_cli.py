@@ -15,6 +15,9 @@ from perfmodel.core.errors import UserInputError
 from perfmodel.core.overwriting import OutputFolder
 from perfmodel.core.torchrun import num_processes, torchrun_command
 from perfmodel.policies.sampling import AcceptanceRule, Sampling
+from profiler.commands.engine_verb import EXAMPLE as ENGINE_EXAMPLE
+from profiler.commands.engine_verb import PURPOSE as ENGINE_PURPOSE
+from profiler.commands.engine_verb import add_engine_flags, run_engine_verb
 from profiler.profiling.profile_request import (
     PARTIAL_TRACE_NAME,
     PROFILE_FILES,
@@ -39,7 +42,7 @@ _EXAMPLE = "--target ref-target-16 --draft ref-draft -o profile"
 
 
 def main_profile(argv: Sequence[str] | None = None) -> int:
-    """`s2d-profile`: measure latency and acceptance of a pair, or with `law` the latency of many shapes."""
+    """`s2d-profile`: measure a pair here, with `law` the latency of many shapes, or with `engine` a pair in another engine."""
     given = tuple(sys.argv[1:] if argv is None else argv)
     return run_shared(profile_parser(), given, partial(_run, given=given))
 
@@ -57,6 +60,7 @@ def profile_parser() -> argparse.ArgumentParser:
         _add_pair_flags(add_subcommand(verbs, verb, purpose, f"{PROG} {verb} {_EXAMPLE}"), are_required=True)
     purpose = "time small models of many shapes with random weights, to fit the latency law with s2d-plan fit"
     _add_law_flags(add_subcommand(verbs, "law", purpose, f"{PROG} law --device cuda --dtype bf16 -o law"))
+    add_engine_flags(add_subcommand(verbs, "engine", ENGINE_PURPOSE, f"{PROG} engine {ENGINE_EXAMPLE}"))
     return parser
 
 
@@ -155,6 +159,10 @@ def _run(args: argparse.Namespace, *, given: Sequence[str], ranks: Ranks | None)
 
         run_law(law, command=command, on_text=print_out)
         return EXIT_ANSWERED
+    if args.verb == "engine":
+        if ranks:
+            raise UserInputError(f"{PROG} engine starts the engine itself, expected one process: leave torchrun out.")
+        return run_engine_verb(args, command)
     request = profile_request(args)
     prompts = read_profile_prompts(request)
     from profiler.profiling.profile_pair import run_profile

@@ -16,7 +16,7 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.device_key import LaunchMode
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY, Sampling
-from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, is_reference_model
+from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, family_prompts
 from s2d.prompt_files.load_prompts import PromptSource
 from s2d.prompt_files.read_as import ReadAs
 from s2d.prompts.conversation import Prompt, check_texts
@@ -163,17 +163,6 @@ def read_profile_prompts(request: ProfileRequest) -> tuple[Prompt, ...]:
     if not request.chat:
         check_texts(chosen)
     return tuple(prompt.first_turn for prompt in chosen)
-
-
-def family_prompts(target: str) -> Path:
-    """The prompt file of the reference family, for a target of the family, given by name or folder.
-
-    Raises:
-        UserInputError: the target is another model.
-    """
-    if is_reference_model(target):
-        return FAMILY_PROMPTS
-    raise UserInputError(f"target {target!r} is not of the reference family, so its prompts must be given: --prompts FILE")
 
 
 def command_line(request: ProfileRequest) -> tuple[str, ...]:

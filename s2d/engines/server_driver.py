@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from perfmodel.core.disk import translate_write_errors
 from perfmodel.core.units import Seconds, Tokens
-from s2d.engines.child_process import ChildProcess
-from s2d.engines.interpreter import engine_variables
-from s2d.engines.loopback_client import BadAnswer, LoopbackClient, free_port
+from s2d.engines.processes.child_process import ChildProcess
+from s2d.engines.processes.interpreter import engine_variables
+from s2d.engines.processes.loopback_client import BadAnswer, LoopbackClient, free_port
 from s2d.engines.servers import make_server
 from s2d.engines.session_request import CallResult, SessionRequest
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
-from s2d.engines.interpreter import engine_interpreter, find_program, installed_program
-from s2d.engines.loopback_client import HOST, BadAnswer, LoopbackClient
+from s2d.engines.processes.interpreter import engine_interpreter, find_program, installed_program
+from s2d.engines.processes.loopback_client import HOST, BadAnswer, LoopbackClient
 from s2d.engines.session_request import LLAMA_SERVER_VARIABLE, CallResult, Json, SessionRequest
 
 _DTYPES = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}

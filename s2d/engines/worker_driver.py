@@ -10,8 +10,8 @@ from typing import Any
 
 from perfmodel.core.disk import translate_write_errors
 from perfmodel.core.units import Tokens
-from s2d.engines.child_process import ChildProcess
-from s2d.engines.interpreter import engine_interpreter, engine_variables
+from s2d.engines.processes.child_process import ChildProcess
+from s2d.engines.processes.interpreter import engine_interpreter, engine_variables
 from s2d.engines.session_request import CallResult, SessionRequest
 
 _WORKERS = Path(__file__).with_name("workers")

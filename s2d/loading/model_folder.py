@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perfmodel.core.errors import UnknownName
+from perfmodel.core.errors import UnknownName, UserInputError
 from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT
 from perfmodel.models.hub import REPOSITORY, fetch_folder
 
@@ -48,6 +48,17 @@ def is_reference_model(name: str) -> bool:
     """
     folder = _local_folder(name)
     return folder is not None and folder.resolve().parent == FAMILY_FOLDER.resolve()
+
+
+def family_prompts(target: str) -> Path:
+    """The prompt file of the reference family, for a target of the family, given by name or folder.
+
+    Raises:
+        UserInputError: the target is another model.
+    """
+    if is_reference_model(target):
+        return FAMILY_PROMPTS
+    raise UserInputError(f"target {target!r} is not of the reference family, so its prompts must be given: --prompts FILE")
 
 
 def _local_folder(name: str) -> Path | None:

@@ -1,7 +1,7 @@
 """MLX-LM's `stream_generate`, with a draft model.
 
-`decode_s` runs from the first token, which follows the prompt's pass, to the last. It reports which tokens came from the draft,
-so that a round is counted at every token that did not.
+`decode_s` runs from the first token to the last. It reports which tokens came from the draft, which shows the rounds. With a
+draft, the tokens of the first round come together and are not timed: that round follows the prompt's pass without a pause.
 """
 
 import time
@@ -27,15 +27,25 @@ class Engine:
         if self._draft is not None:
             options |= {"draft_model": self._draft, "num_draft_tokens": request["draft_tokens"]}
         tokens: list[int] = []
-        num_accepted = 0
+        is_drafted: list[bool] = []
         start_s = first_s = time.perf_counter()
         for response in stream_generate(self._target, self._tokenizer, request["prompt"], **options):
             if not tokens:
                 first_s = time.perf_counter()
             tokens.append(int(response.token))
-            num_accepted += bool(response.from_draft)
+            is_drafted.append(bool(response.from_draft))
         end_s = time.perf_counter()
         answer = {"tokens": tokens, "call_s": end_s - start_s, "decode_s": end_s - first_s, "untimed_tokens": 1, "raw": {}}
-        if self._draft is not None:
-            answer |= {"num_rounds": len(tokens) - num_accepted, "num_accepted": num_accepted}
-        return answer
+        return answer if self._draft is None else answer | _speculation(is_drafted)
+
+
+def _speculation(is_drafted: list[bool]) -> dict[str, Any]:
+    """Counts of the rounds after the first, whose tokens come together. A round ends with the target's token, or at the limit."""
+    ends = [index for index, drafted in enumerate(is_drafted) if not drafted or index == len(is_drafted) - 1]
+    num_first = ends[0] + 1
+    return {
+        "untimed_tokens": num_first,
+        "num_rounds": len(ends) - 1,
+        "num_accepted": sum(is_drafted[num_first:]),
+        "raw": {"from_draft": [int(drafted) for drafted in is_drafted]},
+    }

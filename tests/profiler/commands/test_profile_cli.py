@@ -24,7 +24,7 @@ from profiler.latency.latency_files import LatencyFiles
 from profiler.latency.measure_latency import measure_latency
 from profiler.latency.pass_log import PassLog
 from profiler.profiling import profile_pair
-from profiler.profiling.profile_request import family_prompts
+from s2d.loading.model_folder import family_prompts
 from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session
 from s2d.loading.memory import CPU_WORKSPACE_BYTES

@@ -1,8 +1,8 @@
 """Runs a command, and ends it with all of its descendants once the process that asked for it closes a pipe or dies.
 
-Started by `s2d.engines.child_process` as `python guard.py PIPE COMMAND…`, outside of the package: it uses the standard library
-alone. PIPE is the number of an inherited file descriptor whose other end only the asking process holds. The operating system
-closes that end when the process ends for any reason, SIGKILL included.
+Started by `s2d.engines.processes.child_process` as `python guard.py PIPE COMMAND…`, outside of the package: it uses the
+standard library alone. PIPE is the number of an inherited file descriptor whose other end only the asking process holds. The
+operating system closes that end when the process ends for any reason, SIGKILL included.
 """
 
 import contextlib

@@ -1,0 +1,108 @@
+"""`s2d-profile engine`: parse the flags into a request, then import the code that runs the engine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from perfmodel.acceptance.splits import SPLITS
+from perfmodel.core.blocks import Command, as_text
+from perfmodel.core.console import EXIT_ANSWERED, add_common_flags, answer_options, print_err, print_out
+from profiler.engines.engine_request import DEFAULT_LENGTHS, EngineProfileRequest, next_command, read_engine_prompts
+from s2d.commands.arguments import layers
+from s2d.prompt_files.read_as import add_read_flags, read_as
+
+PURPOSE = "run a target and exits of a draft in another engine, and record seconds and acceptance of every call"
+EXAMPLE = "--engine onnxruntime --target ref-target-16 --draft ref-draft --exits 2,4 -o ort.engine.json"
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the verb."""
+    add, models = parser.add_argument, parser.add_argument_group("models")
+    engine_help = "the engine that runs the models, as s2d-engines list shows them; s2d-engines install NAME installs it"
+    add("--engine", required=True, metavar="NAME", help=engine_help)
+    interface_help = "drive the engine through its Python API or its HTTP server on 127.0.0.1 (default: the api, if it has one)"
+    add("--interface", choices=("api", "server"), help=interface_help)
+    models.add_argument("--target", required=True, metavar="NAME", help="ref-target-16, ref-target-32, a folder, or org/name")
+    models.add_argument("--draft", required=True, metavar="NAME", help="ref-draft, or a model as for --target")
+    exits_help = "exits of the draft to run as draft models, rising (default: its first and its last)"
+    models.add_argument("--exits", type=layers, metavar="LAYERS", help=exits_help)
+    weights_help = "storage of the weights of both models in the engine's words: f32, bf16, q8_0, int8 (default: its first)"
+    models.add_argument("--weights", metavar="NAME", help=weights_help)
+    lengths_help = f"draft lengths to run with every exit (default: {','.join(map(str, DEFAULT_LENGTHS))})"
+    add("--lengths", type=layers, default=DEFAULT_LENGTHS, metavar="TOKENS", help=lengths_help)
+    _add_text(parser.add_argument_group("text"))
+    device = parser.add_argument_group("device")
+    device.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the engine runs (default: cpu)")
+    device.add_argument("--threads", type=int, default=1, metavar="N", help="threads of a CPU run (default: 1)")
+    work_help = (
+        "folder for exits and converted checkpoints, which later profiles reuse (default: engine-models beside the file)"
+    )
+    add("--work", type=Path, metavar="FOLDER", help=work_help)
+    add_common_flags(parser, result="engine profile")
+
+
+def _add_text(group: argparse._ArgumentGroup) -> None:
+    default = EngineProfileRequest(engine="s2d", target="", draft="")
+    prompts_help = "prompts in JSON, CSV or plain text (default: the prompts of the reference family)"
+    group.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
+    add_read_flags(group, "prompt")
+    split_help = "half of the prompts to use, so that predictions can be tested on the other half (default: calibration)"
+    group.add_argument("--split", choices=SPLITS, default="calibration", help=split_help)
+    count_help = "maximum number of prompts (default: 8)"
+    group.add_argument("--num-prompts", type=int, default=default.num_prompts, metavar="N", help=count_help)
+    tokens_help = "tokens written after each prompt (default: 96)"
+    group.add_argument("--max-new-tokens", type=int, default=default.max_new_tokens, metavar="TOKENS", help=tokens_help)
+    repeats_help = "times that every configuration decodes every prompt, every second time in reverse order (default: 2)"
+    group.add_argument("--repeats", type=int, default=default.repeats, metavar="N", help=repeats_help)
+    warm_help = "tokens decoded by the same process just before each measured call (default: 8)"
+    group.add_argument("--warm-up-tokens", type=int, default=default.warm_up_tokens, metavar="TOKENS", help=warm_help)
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the measuring order (default: 0)")
+
+
+def engine_request(args: argparse.Namespace) -> EngineProfileRequest:
+    """The request that the flags describe.
+
+    Raises:
+        UserInputError: the engine is unknown, or a number is out of range.
+    """
+    return EngineProfileRequest(
+        engine=args.engine,
+        target=args.target,
+        draft=args.draft,
+        output=args.output,
+        exits=args.exits,
+        lengths=args.lengths,
+        weights=args.weights,
+        threads=args.threads if args.device == "cpu" else None,
+        interface=args.interface,
+        prompts=args.prompts,
+        read_as=read_as(args, "prompt"),
+        split=args.split,
+        num_prompts=args.num_prompts,
+        max_new_tokens=args.max_new_tokens,
+        repeats=args.repeats,
+        warm_up_tokens=args.warm_up_tokens,
+        work_folder=args.work,
+        seed=args.seed,
+    )
+
+
+def run_engine_verb(args: argparse.Namespace, command: Sequence[str]) -> int:
+    """Carry out the verb: the text or the file on stdout, the file on disk."""
+    request = engine_request(args)
+    prompts = read_engine_prompts(request)
+    from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE
+    from profiler.engines.profile_engine import run_profile_engine
+
+    profile = run_profile_engine(request, prompts, command=command)
+    options = answer_options(args)
+    if options.json:
+        stored = ENGINE_PROFILE_FILE.read(request.file)
+        print_out(ENGINE_PROFILE_FILE.text(stored.record, stored.provenance), end="")
+    else:
+        print_out(profile.explain() if options.explain else str(profile))
+        print_out("\n" + as_text([Command(next_command(request))]))
+    print_err(f"wrote {request.file}")
+    return EXIT_ANSWERED

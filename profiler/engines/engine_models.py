@@ -1,0 +1,161 @@
+"""The files that a profile of an engine loads: exits as checkpoints, all models in the engine's format, and prompts as ids.
+
+Files are kept in a folder and named after the hash of the weights they were made from, so that later profiles reuse them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from perfmodel.core.console import print_err
+from perfmodel.core.disk import translate_write_errors
+from perfmodel.core.errors import UserInputError
+from perfmodel.core.units import Bytes, Tokens
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from profiler.engines.engine_request import Arm, EngineProfileRequest, chosen_exits
+from s2d.engines.checkpoints import make_checkpoint
+from s2d.loading.checkpoint import weights_sha256
+from s2d.loading.exits import find_exits, requested_exits
+from s2d.loading.load_model import check_same_vocabulary, check_vocab_sizes, export_exit, load_tokenizer, tokenizer_sha256
+from s2d.loading.model_folder import find_model
+from s2d.loading.read_config import read_geometry
+from s2d.loading.sidecar import read_sidecar
+from s2d.prompts.conversation import Prompt
+from s2d.prompts.special_tokens import text_ids
+
+_HASH_CHARS = 12
+"""Characters of a hash in the name of a file: two models of one folder never share them by chance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePrompt:
+    """A prompt as token ids, the same for every engine."""
+
+    name: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineModels:
+    """Models in the engine's format, what identifies them, and the prompts."""
+
+    target: ModelGeometry
+    target_sha256: str
+    draft: DraftGeometry
+    draft_sha256: str
+    tokenizer_sha256: str
+    exits: tuple[int, ...]
+    """The exits to run."""
+    target_path: Path
+    exit_paths: Mapping[int, Path]
+    """By exit layer."""
+    prompts: tuple[EnginePrompt, ...]
+    context_tokens: Tokens
+    """The longest text."""
+
+    def paths(self, arm: Arm) -> tuple[Path, Path | None]:
+        """The target and the draft of a configuration."""
+        if arm.exit_layer is None:
+            return self.target_path, None
+        exit_path = self.exit_paths[arm.exit_layer]
+        return (exit_path, None) if arm.is_draft_alone else (self.target_path, exit_path)
+
+    def file_bytes(self, arm: Arm) -> Bytes:
+        """Bytes of the files that a configuration loads."""
+        return sum(_size(path) for path in self.paths(arm) if path is not None)
+
+
+def engine_models(request: EngineProfileRequest, prompts: Sequence[Prompt]) -> EngineModels:
+    """Write the exits, convert all models, and encode the prompts. Files that exist are reused.
+
+    Raises:
+        UserInputError: a model, an exit or a prompt does not fit, or the engine is not installed.
+        BadFile: a file cannot be written.
+    """
+    target, draft = find_model(request.target), find_model(request.draft)
+    target_geometry, draft_geometry = read_geometry(target), read_geometry(draft)
+    sidecar = read_sidecar(draft)
+    if sidecar is not None and sidecar.head_token_ids is not None:
+        raise UserInputError(
+            f"draft {request.draft!r} has a reduced head, expected one for the whole vocabulary: other engines load the whole "
+            "head. Give the draft without its reduced head."
+        )
+    tokenizer = load_tokenizer(target)
+    check_same_vocabulary(load_tokenizer(draft), tokenizer)
+    check_vocab_sizes(target_geometry.name, target_geometry.vocab_size, draft_geometry.name, draft_geometry.vocab_size)
+    available = find_exits(draft, draft_geometry.num_layers, requested_exits(request.exits), is_self=False).layers
+    exits = chosen_exits(request.exits, available)
+    folder = request.models_folder
+    with translate_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    context_tokens = min(geometry.full_attention_tokens for geometry in (target_geometry, draft_geometry))
+    encoded = tuple(
+        EnginePrompt(name=prompt.name, token_ids=tuple(text_ids(tokenizer, prompt.text, "parse", adds_special_tokens=True)))
+        for prompt in prompts
+    )
+    return EngineModels(
+        target=target_geometry,
+        target_sha256=weights_sha256(target),
+        draft=DraftGeometry(kind="separate", model=draft_geometry, exit_layers=available),
+        draft_sha256=weights_sha256(draft),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        exits=exits,
+        target_path=_converted(request, target),
+        exit_paths={layer: _converted(request, _exit_folder(folder, draft, layer)) for layer in exits},
+        prompts=encoded,
+        context_tokens=_longest_text(encoded, request.max_new_tokens, context_tokens),
+    )
+
+
+def _exit_folder(folder: Path, draft: Path, layer: int) -> Path:
+    """The checkpoint of an exit, written if it does not exist."""
+    path = folder / f"exit-{layer}-{weights_sha256(draft)[:_HASH_CHARS]}"
+    if not path.exists():
+        print_err(f"writing exit {layer} as a checkpoint")
+        export_exit(draft, layer, path)
+    return path
+
+
+def _converted(request: EngineProfileRequest, source: Path) -> Path:
+    """A model in the engine's format, converted if no such file exists."""
+    engine, weights = request.row, request.stored_weights
+    if engine.checkpoint == "huggingface":
+        return source
+    name = f"{source.name}-{_model_hash(source)}.{engine.name}.{weights}"
+    suffix = ".gguf" if engine.checkpoint == "gguf" else ""
+    path = request.models_folder / f"{name}{suffix}"
+    if path.exists():
+        return path
+    print_err(f"converting {source.name} for {engine.title}, {weights}")
+    return make_checkpoint(source, engine.name, weights, path)
+
+
+def _model_hash(folder: Path) -> str:
+    """A hash of the weights and the configuration of a model."""
+    config = (folder / "config.json").read_bytes()
+    return hashlib.sha256(weights_sha256(folder).encode() + config).hexdigest()[:_HASH_CHARS]
+
+
+def _longest_text(prompts: Sequence[EnginePrompt], max_new_tokens: Tokens, context_tokens: Tokens) -> Tokens:
+    """The longest prompt with its new tokens and room for one block beyond them.
+
+    Raises:
+        UserInputError: a prompt is empty, or too long for the models.
+    """
+    for prompt in prompts:
+        if not 1 <= len(prompt.token_ids) <= context_tokens - max_new_tokens:
+            raise UserInputError(
+                f"prompt {prompt.name!r} has {len(prompt.token_ids)} tokens: expected 1 to {context_tokens - max_new_tokens}, "
+                f"which with {max_new_tokens} new ones fill the context of {context_tokens}. Leave it out, or give a lower "
+                "--max-new-tokens."
+            )
+    return context_tokens
+
+
+def _size(path: Path) -> Bytes:
+    """Bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

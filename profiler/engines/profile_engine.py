@@ -1,0 +1,246 @@
+"""Profile a target and exits of a draft in an engine, by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from perfmodel.core.console import Progress, keep_progress, print_err, save_or_warn
+from perfmodel.core.disk import PathLike, check_writable, translate_write_errors
+from perfmodel.core.errors import MAX_LISTED_NAMES, Mismatch
+from perfmodel.core.provenance import Provenance, make_provenance
+from perfmodel.core.units import Bytes, Tokens
+from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE, EngineProfile, EngineRun, EngineSetting
+from perfmodel.engines.engine_profile_text import profile_warnings
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from profiler.engines.engine_models import EngineModels, engine_models
+from profiler.engines.engine_request import DEFAULT_LENGTHS, Arm, EngineProfileRequest, arms_of, read_engine_prompts
+from profiler.engines.measure_engine import Calls, EngineMeasurement, Step, log_folder
+from profiler.machine.machine_facts import device_facts
+from s2d.loading.memory import free_device_bytes
+from s2d.prompts.conversation import Prompt
+
+_HASH_CHARS = 12
+"""Characters of a hash in a message."""
+
+
+def profile_engine(
+    target: str,
+    *,
+    draft: str,
+    engine: str,
+    output: PathLike | None = None,
+    exits: Sequence[int] | None = None,
+    lengths: Sequence[Tokens] = DEFAULT_LENGTHS,
+    weights: str | None = None,
+    threads: int | None = 1,
+    prompts: PathLike | Sequence[str | Prompt] | None = None,
+    num_prompts: int = 8,
+    max_new_tokens: Tokens = 96,
+    repeats: int = 2,
+) -> EngineProfile:
+    """Measure plain decoding, every exit alone, and every exit with a few draft lengths, in an engine. Progress goes to stderr.
+
+    The engine runs in an environment of its own: `s2d-engines install NAME` makes it. Servers listen on 127.0.0.1 alone. All
+    processes of the engine end with this call, however it ends. `run_profile_engine` takes an `EngineProfileRequest`, which
+    has all options of `s2d-profile engine`.
+
+    Args:
+        target: a model folder, a name of the reference family (`ref-target-16`), or `org/name` on the Hugging Face hub.
+        draft: as for `target`. Its exits are written as ordinary checkpoints, in the engine's format.
+        engine: a name in the table of engines: `s2d-engines list`.
+        output: the file to write. A repeated call continues an interrupted measurement there. None: `ENGINE.engine.json`.
+        exits: exits to run; None takes the first and the last.
+        lengths: draft lengths to run.
+        weights: storage of the weights of both models, in the engine's words; None takes the first that its row names.
+        threads: threads of a CPU run; None runs on the engine's GPU.
+        prompts: a prompt file, or the prompts themselves. None takes the prompts of the reference family.
+        num_prompts: the maximum number of prompts to choose from the calibration half of a file.
+        max_new_tokens: tokens written after each prompt.
+        repeats: how often every configuration decodes every prompt.
+
+    Raises:
+        UserInputError: an input is missing, cannot be read, or does not fit the others; or the engine is not installed.
+        EngineFailure: the engine does not start, fails or ends. What was measured is kept.
+        Mismatch: the file holds an unfinished measurement of other models or settings.
+
+    Example:
+        >>> measured = s2d.profile_engine(  # doctest: +SKIP
+        ...     "ref-target-16", draft="ref-draft", engine="onnxruntime", exits=(2, 4), num_prompts=4
+        ... )
+        >>> print(measured)  # doctest: +SKIP
+    """
+    request = EngineProfileRequest(
+        engine=engine,
+        target=target,
+        draft=draft,
+        output=None if output is None else Path(output),
+        exits=None if exits is None else tuple(exits),
+        lengths=tuple(lengths),
+        weights=weights,
+        threads=threads,
+        prompts=prompts,
+        num_prompts=num_prompts,
+        max_new_tokens=max_new_tokens,
+        repeats=repeats,
+    )
+    return run_profile_engine(request, read_engine_prompts(request))
+
+
+def run_profile_engine(
+    request: EngineProfileRequest, prompts: Sequence[Prompt], *, command: Sequence[str] | None = None
+) -> EngineProfile:
+    """Carry out a request; see `profile_engine`.
+
+    Args:
+        request: the models and settings.
+        prompts: from `read_engine_prompts`.
+        command: the command line for the provenance of the file; None takes that of the process.
+    """
+    check_writable(request.file)
+    models = engine_models(request, prompts)
+    with translate_write_errors(log_folder(request)):
+        log_folder(request).mkdir(parents=True, exist_ok=True)
+    device = torch.device("cpu" if request.threads is not None else "cuda")
+    facts = device_facts(device)
+    provenance = make_provenance(argv=command, device=facts.name, driver=facts.driver, seed=request.seed)
+    profiling = _Profiling(request, models, facts.name, provenance)
+    with keep_progress(request.partial_file):
+        profiling.measure(free_device_bytes(device))
+    profile = profiling.profile
+    ENGINE_PROFILE_FILE.write(request.file, profile, provenance)
+    request.partial_file.unlink(missing_ok=True)
+    for warning in profile_warnings(profile):
+        print_err(f"warning: {warning}")
+    return profile
+
+
+class _Profiling:
+    """A measurement and its unfinished file.
+
+    Args:
+        request: what to measure.
+        models: in the engine's format.
+        device: name of the device.
+        provenance: of the file.
+
+    Raises:
+        Mismatch: the unfinished file is of other models or settings.
+    """
+
+    def __init__(self, request: EngineProfileRequest, models: EngineModels, device: str, provenance: Provenance) -> None:
+        self._request, self._models, self._device, self._provenance = request, models, device, provenance
+        self._arms = arms_of(models.exits, request.lengths)
+        self._kept = ENGINE_PROFILE_FILE.read(request.partial_file).record if request.partial_file.exists() else None
+        calls: Calls = {}
+        if self._kept is not None:
+            calls = {Arm.of(run): list(run.calls) for run in self._kept.runs}
+            check_resumable(request.partial_file, self._kept, self._with_runs(self._kept.setting.version, self._kept.runs))
+            self._check_calls(calls)
+            print_err(f"continuing with the {sum(map(len, calls.values()))} calls in {request.partial_file}")
+        self._measurement = EngineMeasurement(request, models, self._arms, calls)
+
+    @property
+    def profile(self) -> EngineProfile:
+        """What has been measured."""
+        version = self._measurement.version or (self._kept.setting.version if self._kept else "")
+        return self._with_runs(version, self._measurement.runs)
+
+    def measure(self, free_bytes: Bytes) -> None:
+        """Make the calls that are left, and save after every prompt.
+
+        Raises:
+            EngineFailure: the engine fails. The unfinished file keeps what was measured.
+            Mismatch: another version of the engine is installed than in the unfinished file.
+        """
+        groups = self._measurement.groups(free_bytes)
+        if len(groups) > 1:
+            print_err(f"the processes of {self._request.row.title} run in {len(groups)} groups, one after another")
+        planned = self._measurement.steps(groups)
+        progress = Progress(self._request.row.name, sum(len(steps) for _, steps in planned) or 1)
+
+        def on_call(step: Step, is_last: bool) -> None:
+            progress.step(f"{step.prompt.name}, {step.arm.label}")
+            if is_last:
+                save_or_warn(lambda: ENGINE_PROFILE_FILE.write(self._request.partial_file, self.profile, self._provenance))
+
+        with progress:
+            for group, steps in planned:
+                self._measurement.measure(group, steps, on_start=self._check_version, on_call=on_call)
+
+    def _check_version(self, version: str) -> None:
+        if self._kept is not None and version != self._kept.setting.version:
+            raise _mismatch(self._request.partial_file, f"version {self._kept.setting.version}", f"version {version}")
+
+    def _check_calls(self, calls: Calls) -> None:
+        """Refuse kept configurations and prompts that are not requested."""
+        lengths = {prompt.name: len(prompt.token_ids) for prompt in self._models.prompts}
+        extra = [arm.label for arm in calls if arm not in self._arms]
+        others = {call.prompt for kept in calls.values() for call in kept if lengths.get(call.prompt) != call.prompt_tokens}
+        if extra or others:
+            made_for = ", ".join([*extra, *(f"prompt {name!r}" for name in sorted(others))][:MAX_LISTED_NAMES])
+            raise _mismatch(self._request.partial_file, made_for, "the configurations and prompts of this request")
+
+    def _with_runs(self, version: str, runs: tuple[EngineRun, ...]) -> EngineProfile:
+        request, models = self._request, self._models
+        setting = EngineSetting(
+            engine=request.row.name,
+            version=version,
+            weights=request.stored_weights,
+            device=self._device,
+            num_devices=1,
+            num_threads=request.threads,
+            options=() if request.interface is None else (f"interface={request.interface}",),
+        )
+        return EngineProfile(
+            setting=setting,
+            target=models.target,
+            target_sha256=models.target_sha256,
+            draft=models.draft,
+            draft_sha256=models.draft_sha256,
+            tokenizer_sha256=models.tokenizer_sha256,
+            max_new_tokens=request.max_new_tokens,
+            runs=runs,
+        )
+
+
+def check_resumable(path: Path, kept: EngineProfile, requested: EngineProfile) -> None:
+    """Refuse to continue a measurement of other models or settings.
+
+    Args:
+        path: the unfinished file.
+        kept: its content.
+        requested: what this request would write, with the same runs.
+
+    Raises:
+        Mismatch: they differ.
+    """
+    names = [field.name for field in fields(EngineProfile) if getattr(kept, field.name) != getattr(requested, field.name)]
+    if names:
+        made_for, given = (", ".join(_field_text(profile, name) for name in names) for profile in (kept, requested))
+        raise _mismatch(path, made_for, given)
+
+
+def _field_text(profile: EngineProfile, name: str) -> str:
+    """A field of a profile as text."""
+    match getattr(profile, name):
+        case EngineSetting() as setting:
+            return setting.label
+        case ModelGeometry() as geometry:
+            return f"target {geometry.name}"
+        case DraftGeometry() as draft:
+            return f"draft {draft.model.name}"
+        case value:
+            return f"{name.replace('_', ' ')} {str(value)[:_HASH_CHARS]}"
+
+
+def _mismatch(path: Path, made_for: str, given: str) -> Mismatch:
+    return Mismatch(
+        f"the unfinished profile {str(path)!r}",
+        made_for=made_for,
+        given=given,
+        fix="Repeat the original command to continue, or delete it, or give another file with -o",
+    )
