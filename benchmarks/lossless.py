@@ -197,7 +197,7 @@ def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> Policy:
     curve = CalibrationCurve(confidence=(0.0, 0.5, 1.0), agreement=(0.2, 0.8, 1.0))
     rules: list[StopRule | None] = [
         None,
-        ConfidenceFloor(floor=rng.random()),
+        ConfidenceFloor(floor=rng.random(), keeps_token=rng.random() < 0.5),
         SurvivalFloor(floor=rng.random(), calibration=(curve,) * len(exits)),
         HeuristicLength(start=rng.randint(1, cap)),
     ]
@@ -205,7 +205,7 @@ def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> Policy:
         exits=exits,
         thresholds=tuple(rng.random() for _ in exits[:-1]),
         tokens=cap,
-        confidence=rng.choice(["max-prob", "margin", "entropy"]),
+        confidence=rng.choice(["max-prob", "margin", "entropy", "top10-prob"]),
         stop=rng.choice(rules),
         runs_ahead=order == "ahead",
         catches_up_at_once=order == "at once",

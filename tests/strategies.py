@@ -168,7 +168,7 @@ def stop_rules(draw: st.DrawFn, num_active: int, tokens: int) -> StopRule | None
         case "fixed":
             return None
         case "floor":
-            return ConfidenceFloor(floor=draw(fractions))
+            return ConfidenceFloor(floor=draw(fractions), keeps_token=draw(st.booleans()))
         case "survival":
             return SurvivalFloor(floor=draw(fractions), calibration=tuple(draw(curves()) for _ in range(num_active)))
         case _:

@@ -31,7 +31,7 @@ def formats() -> list[FileFormat]:
 
 def test_every_format_has_a_schema_of_its_own_and_version_1() -> None:
     schemas = [file_format.schema for file_format in formats()]
-    assert len(schemas) == len(set(schemas)) == 13
+    assert len(schemas) == len(set(schemas)) == 14
     assert {file_format.version for file_format in formats()} == {1}
 
 

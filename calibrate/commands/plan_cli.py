@@ -58,7 +58,7 @@ class PlanFlags:
         if self.targets and self.traces:
             raise UserInputError("a trace names its target: leave --targets out, and give --trace once for every target.")
         if self.request.engine is not None and (self.by_category or self.targets):
-            raise UserInputError("--engine plans for one target and all prompts: leave --targets and --by-category out.")
+            raise UserInputError("--engine plans for one target and all prompts: leave --targets, --by-category out.")
         if self.request.engine == "all" and len(self.traces) > 1:
             raise UserInputError("--engine all compares engines with one draft: give --trace once.")
         if self.request.target is not None and (self.targets or len(self.traces) > 1):
@@ -107,8 +107,8 @@ def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
     by_category_help = "the best policy for every category of the trace's prompts, and the best for all"
     add("--by-category", action="store_true", help=by_category_help)
     engine_help = (
-        "the engine that executes the plan (s2d-engines list), or all to compare engines (default: the profile's, else s2d, the "
-        "bundled runtime)"
+        "the engine that executes the plan (s2d-engines list), or all to compare engines (default: the profile's, else s2d, "
+        "the bundled runtime)"
     )
     add("--engine", metavar="NAME", help=engine_help)
     profile_help = (

@@ -38,7 +38,7 @@ ALONE_ERROR_FRAC: Frac = 0.3
 SLOPE_ERROR_FRAC: Frac = 0.25
 """The same of the seconds that a layer adds."""
 COLD_LAYERS = 2.0
-"""Prior of the cold seconds of a layer, in passes of that layer."""
+"""Prior of the cold seconds of a layer, in a layer's share of a draft pass."""
 TIMER_ERROR_FRAC: Frac = 0.05
 EXIT_ERROR_FRAC: Frac = 0.03
 """Prior of what an exit takes beyond a line in its layers."""
@@ -207,7 +207,7 @@ class _Solution:
         for layer, steps in alone.items():
             yield _Equation(self._pass(layer, 1.0), steps, ALONE_ERROR_FRAC * steps)
         slope = _slope(alone)
-        per_layer = typical / fmean(alone or self.exits) if slope is None else slope
+        per_layer = typical / fmean(alone or self.exits)
         if slope is not None:
             yield _Equation(self._unit(len(self.rows) + 1), slope, SLOPE_ERROR_FRAC * slope)
         else:

@@ -85,30 +85,38 @@ def observe(profile: EngineProfile, trace: Trace | None) -> Observations:
 
 
 def call_rounds(call: EngineCall) -> int | None:
-    """Rounds of a call: as reported, or from accepted tokens, as each round adds one of its own; None if both are unknown.
-
-    The first token comes from the pass over the prompt.
-    """
+    """Rounds of a call: as reported, or from accepted tokens, as each round adds one of its own; None if both are unknown."""
     if call.num_rounds is not None:
         return max(1, call.num_rounds)
-    return None if call.num_accepted is None else max(1, call.num_tokens - 1 - call.num_accepted)
+    return None if call.num_accepted is None else max(1, timed_tokens(call) - call.num_accepted)
+
+
+def timed_tokens(call: EngineCall) -> Tokens:
+    """Tokens that the seconds of a call cover, at least 1."""
+    return max(1, call.num_tokens - call.untimed_tokens)
 
 
 def replayed_rounds(run: EngineRun, profile: EngineProfile, trace: Trace) -> dict[str, RoundStats]:
-    """Replayed rounds of a run's exit and length, by the names of the prompts that both the run and the trace have."""
+    """Replayed rounds of a run's exit and length, by the names of the prompts that both the run and the trace have.
+
+    Rounds begin after the tokens that come with the pass over the prompt.
+    """
     assert run.exit_layer is not None
-    names = {call.prompt for call in run.calls}
-    header = trace.header
-    kept = [number for number, prompt in enumerate(header.prompts) if prompt.name in names]
-    if not kept or run.exit_layer not in header.exit_layers:
+    header, calls = trace.header, {call.prompt: call for call in run.calls}
+    if run.exit_layer not in header.exit_layers:
         return {}
     policy = Policy(exits=(run.exit_layer,), tokens=run.draft_tokens, confidence=header.confidence)
-    shared = trace.subset(kept).shortened(profile.max_new_tokens)
-    return {
-        prompt.name: stats
-        for prompt, stats in zip(shared.header.prompts, replay_prompts(shared, policy), strict=True)
-        if all(call.num_tokens == prompt.num_positions for call in run.calls if call.prompt == prompt.name)
-    }
+    by_start: dict[Tokens, list[int]] = {}
+    for number, prompt in enumerate(header.prompts):
+        call = calls.get(prompt.name)
+        if call is not None and call.untimed_tokens < call.num_tokens == min(prompt.num_positions, profile.max_new_tokens):
+            by_start.setdefault(call.untimed_tokens, []).append(number)
+    rounds: dict[str, RoundStats] = {}
+    for first, numbers in by_start.items():
+        timed = trace.subset(numbers).shortened(profile.max_new_tokens).without_first(first)
+        names = [prompt.name for prompt in timed.header.prompts]
+        rounds |= dict(zip(names, replay_prompts(timed, policy), strict=True))
+    return rounds
 
 
 def _replayed(run: EngineRun, profile: EngineProfile, trace: Trace | None) -> dict[str, RoundStats]:
@@ -127,12 +135,12 @@ def _by_prompt(run: EngineRun) -> dict[str, list[EngineCall]]:
 
 def _token_s(calls: Iterable[EngineCall]) -> Seconds:
     """Seconds of a token: the median over repeats."""
-    return median(call.decode_s / max(1, call.num_tokens - 1) for call in calls)
+    return median(call.decode_s / timed_tokens(call) for call in calls)
 
 
 def _weighted(token_s: Mapping[str, Seconds], run: EngineRun) -> Seconds:
     """Mean seconds of a token over the prompts of a run; prompts without a time count as a mean one."""
-    tokens = {call.prompt: call.num_tokens - 1 for call in run.calls}
+    tokens = {call.prompt: timed_tokens(call) for call in run.calls}
     mean_s = fmean(token_s.values())
     return math.fsum(token_s.get(name, mean_s) * number for name, number in tokens.items()) / sum(tokens.values())
 
@@ -143,7 +151,7 @@ def _observation(run: EngineRun, plain: Mapping[str, Seconds], replayed: Mapping
     num_rounds = math.fsum(rounds.values())
     step_s = _weighted(plain, run)
     per_round = 1 / (num_rounds * step_s)
-    num_tokens = sum(calls[0].num_tokens - 1 for calls in prompts.values())
+    num_tokens = sum(timed_tokens(calls[0]) for calls in prompts.values())
     decode_s = math.fsum(median(call.decode_s for call in calls) for calls in prompts.values())
     tokens_per_round = num_tokens / num_rounds
     draft_s, verify_s = (_timer_s(prompts.values(), timer) for timer in ("draft_s", "verify_s"))
@@ -153,7 +161,7 @@ def _observation(run: EngineRun, plain: Mapping[str, Seconds], replayed: Mapping
         draft_tokens=run.draft_tokens,
         num_rounds=num_rounds,
         tokens_per_round=tokens_per_round,
-        drafted_per_round=_drafted_per_round(run, prompts.values(), num_rounds),
+        drafted_per_round=_drafted_per_round(run, prompts.values(), num_rounds, list(replayed.values())),
         full_frac=_full_frac(run.draft_tokens, tokens_per_round, list(replayed.values())),
         round_steps=decode_s * per_round,
         draft_steps=None if draft_s is None else draft_s * per_round,
@@ -176,13 +184,17 @@ def _prompt_rounds(run: EngineRun, calls: Iterable[EngineCall], replayed: RoundS
     return float(replayed.num_rounds)
 
 
-def _drafted_per_round(run: EngineRun, prompts: Iterable[list[EngineCall]], num_rounds: float) -> float:
-    """Mean drafted tokens of a round: as reported if that is possible, else the draft length."""
+def _drafted_per_round(
+    run: EngineRun, prompts: Iterable[list[EngineCall]], num_rounds: float, replayed: list[RoundStats]
+) -> float:
+    """Mean drafted tokens of a round: as reported if that is possible, else as replayed, else the draft length."""
     drafted = [[call.num_drafted for call in calls if call.num_drafted is not None] for calls in prompts]
-    if not all(drafted):
-        return float(run.draft_tokens)
-    mean = math.fsum(map(fmean, drafted)) / num_rounds
-    return mean if run.draft_tokens / 2 <= mean <= run.draft_tokens else float(run.draft_tokens)
+    mean = math.fsum(map(fmean, drafted)) / num_rounds if all(drafted) else 0.0
+    if run.draft_tokens / 2 <= mean <= run.draft_tokens:
+        return mean
+    if replayed:
+        return sum(stats.num_drafted for stats in replayed) / sum(stats.num_rounds for stats in replayed)
+    return float(run.draft_tokens)
 
 
 def _full_frac(draft_tokens: Tokens, tokens_per_round: float, replayed: list[RoundStats]) -> Frac:

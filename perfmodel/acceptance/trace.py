@@ -325,6 +325,23 @@ class Trace:
         limit = min(max_new_tokens, self.header.max_new_tokens)
         return self._with(replace(self.header, max_new_tokens=limit, prompts=prompts), kept)
 
+    def without_first(self, num_tokens: Tokens) -> Trace:
+        """The trace as it would be if the first tokens of every text belonged to its prompt.
+
+        Args:
+            num_tokens: fewer than the shortest text has.
+        """
+        kept = [np.arange(begin + num_tokens, end) for begin, end in pairwise(self._bounds.tolist())]
+        prompts = tuple(
+            replace(
+                self._shortened_prompt(prompt, rows),
+                prompt_tokens=prompt.prompt_tokens + num_tokens,
+            )
+            for prompt, rows in zip(self.header.prompts, kept, strict=True)
+        )
+        limit = self.header.max_new_tokens - num_tokens
+        return self._with(replace(self.header, max_new_tokens=limit, prompts=prompts), kept)
+
     def _shortened_prompt(self, prompt: TracedPrompt, rows: NDArray[np.int64]) -> TracedPrompt:
         has_text = prompt.distinct_6gram_frac is not None
         distinct = distinct_ngram_frac(self.target_token[rows].tolist()) if has_text else None

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from perfmodel.core.errors import OutOfDomain
-from perfmodel.core.files import FileFormat
 from perfmodel.core.units import Frac, Seconds, Tokens, format_frac
 from perfmodel.engines.engine import RoundShape
 from perfmodel.engines.engine_profile import EngineSetting
@@ -168,6 +167,3 @@ def _between(low: VerifyPoint, high: VerifyPoint, rows: float) -> Seconds:
 def _outside(value: float, low: float, high: float) -> float:
     """Doublings or halvings of a value outside a range."""
     return max(0.0, math.log2(low / value), math.log2(value / high))
-
-
-ENGINE_FIT_FILE = FileFormat(record=EngineFit, schema="s2d/engine-fit", made_with="calibrate.engines.fit_engine")

@@ -13,9 +13,9 @@ from typing import Literal, TypeAlias, get_args
 
 from perfmodel.core.errors import BadPolicy
 
-Confidence = Literal["max-prob", "margin", "entropy"]
+Confidence = Literal["max-prob", "margin", "entropy", "top10-prob"]
 """A number in [0, 1] computed from an exit's distribution q: the largest probability, the difference between the two
-largest, or 1 - H(q) / log V."""
+largest, 1 - H(q) / log V, or the largest probability over the sum of the ten largest (at least 0.1; llama.cpp's `p-min`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +50,14 @@ class CalibrationCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfidenceFloor:
-    """Stop after a token whose confidence is below `floor`; the token is kept. Kangaroo, Hugging Face assisted generation."""
+    """Stop at a token whose confidence is below `floor`.
+
+    The token is kept in Kangaroo and in assisted generation of transformers, and dropped in llama.cpp.
+    """
 
     floor: float
+    keeps_token: bool = True
+    """False: the token is dropped. Its passes are paid for, but it is not verified. The block may then be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +177,13 @@ class Policy:
         """
         return survival * self.stop.calibration[active_index](confidence) if isinstance(self.stop, SurvivalFloor) else survival
 
+    def drops(self, *, confidence: float) -> bool:
+        """Whether the block ends before a token that was predicted with this confidence."""
+        stop = self.stop
+        return isinstance(stop, ConfidenceFloor) and not stop.keeps_token and confidence < stop.floor
+
     def stops(self, *, confidence: float, survival: float) -> bool:
-        """Whether the block ends after a token; the token is kept.
+        """Whether the block ends after a token that was not dropped.
 
         Args:
             confidence: of the token.
@@ -201,8 +211,8 @@ class Policy:
         match self.stop:
             case None:
                 return f"{self.tokens} tokens"
-            case ConfidenceFloor(floor=floor):
-                return f"up to {self.tokens} tokens, stop below {floor:.2f}"
+            case ConfidenceFloor(floor=floor, keeps_token=keeps_token):
+                return f"up to {self.tokens} tokens, {'stop' if keeps_token else 'drop'} below {floor:.2f}"
             case SurvivalFloor(floor=floor):
                 return f"up to {self.tokens} tokens, stop at survival {floor:.2f}"
             case HeuristicLength(start=start):

@@ -161,6 +161,7 @@ def _rule(first_group: int, policy: Policy | None) -> dict[str, float]:
         "adapts": isinstance(stop, HeuristicLength),
         "runs_ahead": policy.runs_ahead if policy else False,
         "catches_up_at_once": policy.catches_up_at_once if policy else False,
+        "drops_token": isinstance(stop, ConfidenceFloor) and not stop.keeps_token,
         "confidence_floor": stop.floor if isinstance(stop, ConfidenceFloor) else 0.0,
         "survival_floor": stop.floor if isinstance(stop, SurvivalFloor) else 0.0,
     }

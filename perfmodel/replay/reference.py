@@ -193,7 +193,7 @@ def _run_prompt(predictions: _Predictions, prompt: int, policy: Policy | None, c
 def _draft_block(
     predictions: _Predictions, prompt: int, policy: Policy, emitted: int, cap: int, segments: _Segments
 ) -> list[int]:
-    """Draft one block of at most `cap` tokens; the exit of each token."""
+    """Draft one block of at most `cap` tokens; the exit of each token that is not dropped."""
     exit_layers, known = predictions.header.exit_layers, predictions.prompt_tokens[prompt] + emitted
     active = [exit_layers.index(layer) for layer in policy.exits]
     survival, exits_taken, is_on_path = 1.0, [], True
@@ -214,6 +214,8 @@ def _draft_block(
         if policy.catches_up_at_once:
             for deeper in range(segment, active[-1] + 1):
                 segments.run(deeper, known + drafted)
+        if policy.drops(confidence=confidence):
+            break
         exits_taken.append(exit_id)
         is_on_path &= predictions.is_accepted(prompt, step, exit_id)
         survival = policy.next_survival(survival, active_index=active_index, confidence=confidence)

@@ -30,7 +30,7 @@ from perfmodel.core.units import (
 )
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.passes import PassKind
-from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, StopRule, SurvivalFloor
+from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
 from perfmodel.quantisation.weight_format import WeightFormat
 from perfmodel.replay.round_stats import RoundStats
 
@@ -237,10 +237,10 @@ def _policy_text(policy: Policy) -> str:
     exits = f"exit{'s' if thresholds else ''} {'/'.join(map(str, policy.exits))}"
     order = "running ahead" if policy.runs_ahead else "catching up at once" if policy.catches_up_at_once else ""
     parts = [
-        f"{exits} at confidence {thresholds}" if thresholds else exits,
+        f"{exits} at {_measure_text(policy)} {thresholds}" if thresholds else exits,
         order,
         f"draft {_length_text(policy)}",
-        f"stop {_stop_text(policy.stop)}" if isinstance(policy.stop, ConfidenceFloor | SurvivalFloor) else "",
+        f"stop {_stop_text(policy)}" if isinstance(policy.stop, ConfidenceFloor | SurvivalFloor) else "",
     ]
     return "; ".join(part for part in parts if part)
 
@@ -287,14 +287,14 @@ def is_published(evidence: Sequence[Evidence]) -> bool:
 def policy_facts(policy: Policy) -> list[tuple[str, str]]:
     """A policy setting by setting."""
     *gated, last = policy.exits
-    gates = [f"{layer} at confidence >= {gate:.3f}" for layer, gate in zip(gated, policy.thresholds, strict=True)]
+    gates = [f"{layer} at {_measure_text(policy)} >= {gate:.3f}" for layer, gate in zip(gated, policy.thresholds, strict=True)]
     exits = ", ".join([*gates, f"{last} always" if gates else f"{last} alone"])
     facts = [("exits", exits)]
     if policy.runs_ahead:
         facts.append(("running ahead", "the next segment starts before the exit's answer is read"))
     elif policy.catches_up_at_once:
         facts.append(("catching up", "at once: a token that left early runs through the deeper segments before the next token"))
-    return [*facts, ("draft length", _length_text(policy)), ("stop rule", _stop_text(policy.stop))]
+    return [*facts, ("draft length", _length_text(policy)), ("stop rule", _stop_text(policy))]
 
 
 def _length_text(policy: Policy) -> str:
@@ -307,10 +307,17 @@ def _length_text(policy: Policy) -> str:
             return f"at most {_tokens_text(policy.tokens)}"
 
 
-def _stop_text(rule: StopRule | None) -> str:
-    match rule:
+def _measure_text(policy: Policy) -> str:
+    """`confidence` if it is the largest probability, else the name of the measure."""
+    return "confidence" if policy.confidence == "max-prob" else policy.confidence
+
+
+def _stop_text(policy: Policy) -> str:
+    match policy.stop:
+        case ConfidenceFloor(floor=floor, keeps_token=False):
+            return f"before a token of {_measure_text(policy)} below {floor:.3f}, which is dropped"
         case ConfidenceFloor(floor=floor):
-            return f"after a token of confidence below {floor:.3f}"
+            return f"after a token of {_measure_text(policy)} below {floor:.3f}"
         case SurvivalFloor(floor=floor):
             return f"when the probability that the whole block is accepted falls below {floor:.3f}"
         case _:

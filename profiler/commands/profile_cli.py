@@ -219,9 +219,9 @@ def _add_models(group: argparse._ArgumentGroup, *, are_required: bool) -> None:
     group.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     group.add_argument(
         "--confidence",
-        choices=("max-prob", "margin", "entropy"),
+        choices=("max-prob", "margin", "entropy", "top10-prob"),
         default="max-prob",
-        help="confidence of an exit in its token (default: max-prob)",
+        help="confidence of an exit in its token; top10-prob is that of llama.cpp (default: max-prob)",
     )
     share_help = "under torchrun, split a draft with its own weights too (default: the first process holds all of it)"
     group.add_argument("--share-draft", action="store_true", help=share_help)

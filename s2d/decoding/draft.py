@@ -116,13 +116,15 @@ class Drafter:
             clock: receives a lap for each segment pass and exit check.
 
         Returns:
-            the drafted tokens.
+            the drafted tokens, without one that the policy drops.
         """
         num_known = len(tokens)
         survival = 1.0
         for _ in range(cap):
             token, confidence, step = self._next_token(tokens, num_known, clock)
             self._ladder.run(step.catch_up, tokens, clock)
+            if self._policy.drops(confidence=confidence):
+                break
             tokens.append(token)
             self.exits_taken[step.exit_index] += 1
             survival = self._policy.next_survival(survival, active_index=step.active_index, confidence=confidence)

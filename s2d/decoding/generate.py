@@ -278,7 +278,8 @@ class _Run:
         cache, last = self._cache, self._cache.segments[-1]
         if self._is_self_draft:
             for segment in cache.segments[:-1]:
-                self._ladder.run((segment,), tokens, clock)
+                if cache.lengths[segment.index] < len(tokens):  # not if it predicted a token that was dropped
+                    self._ladder.run((segment,), tokens, clock)
             states = cache.backlog(last.index, len(tokens))
         else:
             states = self._target.embed(tokens[num_known - 1 :])

@@ -73,6 +73,9 @@ def confidence_values(probs: Tensor, kind: Confidence) -> Tensor:
     if kind == "margin":
         largest = probs.topk(2, dim=-1).values
         return largest[:, 0] - largest[:, 1]
+    if kind == "top10-prob":
+        largest = probs.topk(min(10, probs.shape[-1]), dim=-1).values
+        return largest[:, 0] / largest.sum(-1)
     return (1 - torch.special.entr(probs).sum(-1) / math.log(probs.shape[-1])).clamp(0, 1)
 
 

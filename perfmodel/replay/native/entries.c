@@ -59,18 +59,22 @@ static void emit_passes(Output *out, Entry entry, const Passes *drafting, const 
 
 /* Cold passes: of n passes in a round, one at each of the places 1 to n, up to P.
  *
- * `rounds_by_passes`: rounds by their number of passes, P or more together; NULL if no round has any. `is_pushed`: every
- * round has one more pass, the one that a self draft's verification adds.
+ * `by_drafting`: rounds by the passes that draft, P or more together; NULL if no pass drafts. `unpushed`: a self draft's
+ * verification adds a pass to every round but these, also by the passes that draft; NULL if it adds none.
  */
-static void emit_cold(const Replay *replay, Output *out, Entry entry, const int64_t *rounds_by_passes, int is_pushed,
+static void emit_cold(const Replay *replay, Output *out, Entry entry, const int64_t *by_drafting, const int64_t *unpushed,
                       int64_t num_rounds) {
     int64_t num_cold_places = replay->layout->num_cold_places;
     for (int64_t place = 1; place <= num_cold_places; place++) {
-        int64_t needed = place - is_pushed;
+        int64_t needed = place - (unpushed != NULL); /* passes that draft before the pass at this place */
         entry.size = place;
         entry.number = needed ? 0 : num_rounds;
-        for (int64_t passes = needed; rounds_by_passes && needed && passes <= num_cold_places; passes++) {
-            entry.number += rounds_by_passes[passes];
+        for (int64_t passes = needed; by_drafting && needed && passes <= num_cold_places; passes++) {
+            entry.number += by_drafting[passes];
+        }
+        if (unpushed && by_drafting) entry.number -= unpushed[needed];
+        for (int64_t passes = 0; unpushed && !by_drafting && !needed && passes <= num_cold_places; passes++) {
+            entry.number -= unpushed[passes];
         }
         if (entry.number) emit(out, entry);
     }
@@ -85,8 +89,9 @@ static void emit_segments(const Replay *replay, int64_t group, Output *out, int6
         int drafts = level < replay->rule->num_active && runs_ahead(replay, segment) == is_ahead;
         Entry entry = {group, kind, segment, 0, 0, 0};
         if (is_cold) {
-            const int64_t *arrivals = replay->rounds_by_arrivals + level * (replay->layout->num_cold_places + 1);
-            emit_cold(replay, out, entry, drafts ? arrivals : NULL, is_pushed, num_rounds);
+            int64_t places = level * (replay->layout->num_cold_places + 1);
+            emit_cold(replay, out, entry, drafts ? replay->rounds_by_arrivals + places : NULL,
+                      is_pushed ? replay->unpushed_by_arrivals + places : NULL, num_rounds);
         } else {
             const Passes *pushing = is_pushed ? &replay->push_passes[level] : NULL;
             emit_passes(out, entry, drafts ? &replay->draft_passes[level] : NULL, pushing);
@@ -119,12 +124,12 @@ static int64_t tokens_at(const Replay *replay, int64_t level) {
     return tokens;
 }
 
-/* Exit checks (EXIT), or tokens by the exit where they left (TAKEN). */
+/* Exit checks (EXIT), or drafted tokens by the exit where they left (TAKEN). */
 static void emit_exits(const Replay *replay, int64_t group, Output *out, int64_t kind) {
     int64_t num_active = replay->rule->num_active;
     for (int64_t level = 0; level < num_active; level++) {
         int64_t tokens = tokens_at(replay, level), is_last = level == num_active - 1;
-        if (kind == TAKEN) tokens -= tokens_at(replay, level + 1);
+        if (kind == TAKEN) tokens -= tokens_at(replay, level + 1) + replay->dropped_by_level[level];
         if (kind == EXIT && replay->rule->runs_ahead && !is_last) tokens = 0;
         if (tokens) emit(out, (Entry){group, kind, replay->active[level], 1, tokens, 0});
     }
@@ -157,15 +162,15 @@ static void emit_cold_verifications(Replay *replay, int64_t group, Output *out, 
     }
 }
 
-/* Adds the passes through level 0 of all tokens of blocks but the first. Each has one row, and one more token is known before
- * each of them. */
+/* Adds the passes through level 0 of all predicted tokens of blocks but the first. Each has one row, and one more token is
+ * known before each of them. */
 static void count_later_passes(Replay *replay) {
-    const Passes *rounds = &replay->rounds;
+    const Passes *rounds = &replay->predictions;
     Passes *passes = &replay->draft_passes[0];
-    for (int64_t drafted = 2; drafted <= rounds->max_rows; drafted++) {
-        int64_t later = drafted - 1, number = rounds->by_rows[drafted].number;
+    for (int64_t predicted = 2; predicted <= rounds->max_rows; predicted++) {
+        int64_t later = predicted - 1, number = rounds->by_rows[predicted].number;
         passes->by_rows[1].number += later * number;
-        passes->by_rows[1].cached += later * (rounds->by_rows[drafted].cached + number) + number * later * (later - 1) / 2;
+        passes->by_rows[1].cached += later * (rounds->by_rows[predicted].cached + number) + number * later * (later - 1) / 2;
         if (number && passes->max_rows < 1) passes->max_rows = 1;
     }
 }
@@ -191,16 +196,19 @@ void end_group(Replay *replay, int64_t group, Output *out) {
     }
     emit_exits(replay, group, out, TAKEN);
     emit_segments(replay, group, out, COLD_AHEAD, num_rounds);
-    emit_cold(replay, out, (Entry){group, COLD_EXIT, 0, 0, 0, 0}, replay->rounds_by_exit_waits, 0, num_rounds);
+    emit_cold(replay, out, (Entry){group, COLD_EXIT, 0, 0, 0, 0}, replay->rounds_by_exit_waits, NULL, num_rounds);
     emit_segments(replay, group, out, COLD_SEGMENT, num_rounds);
     emit_cold_verifications(replay, group, out, num_rounds);
     memset(replay->rounds_by_accepted, 0, (size_t)(longest + 1) * sizeof *replay->rounds_by_accepted);
     reset(&replay->rounds);
+    reset(&replay->predictions);
     for (int64_t level = 0; level < levels; level++) {
         reset(&replay->draft_passes[level]);
         reset(&replay->push_passes[level]);
     }
+    memset(replay->dropped_by_level, 0, (size_t)levels * sizeof *replay->dropped_by_level);
     memset(replay->rounds_by_depth, 0, (size_t)levels * sizeof *replay->rounds_by_depth);
     memset(replay->rounds_by_exit_waits, 0, (size_t)(num_cold_places + 1) * sizeof *replay->rounds_by_exit_waits);
     memset(replay->rounds_by_arrivals, 0, (size_t)(levels * (num_cold_places + 1)) * sizeof *replay->rounds_by_arrivals);
+    memset(replay->unpushed_by_arrivals, 0, (size_t)(levels * (num_cold_places + 1)) * sizeof *replay->unpushed_by_arrivals);
 }

@@ -54,8 +54,11 @@ static int make_replay(Replay *replay, const TraceLayout *layout, Chunk **memory
     is_complete &= ALLOCATE(replay->draft_passes, levels);
     is_complete &= ALLOCATE(replay->push_passes, levels);
     is_complete &= ALLOCATE(replay->rounds.by_rows, rows);
+    is_complete &= ALLOCATE(replay->predictions.by_rows, rows);
+    is_complete &= ALLOCATE(replay->dropped_by_level, levels);
     is_complete &= ALLOCATE(replay->rounds_by_accepted, rows);
     is_complete &= ALLOCATE(replay->rounds_by_arrivals, levels * places);
+    is_complete &= ALLOCATE(replay->unpushed_by_arrivals, levels * places);
     is_complete &= ALLOCATE(replay->rounds_by_depth, levels);
     is_complete &= ALLOCATE(replay->rounds_by_exit_waits, places);
     for (int64_t level = 0; is_complete && level < levels; level++) {

@@ -47,7 +47,8 @@
     FIELD(int64_t, cached)
 
 /* One policy. Plain decoding has num_active 0. `first_group` is the group of its first prompt, or of all prompts. A length that
- * `adapts` grows by 2 after a fully accepted round and shrinks by 1 otherwise. A floor of 0 never stops a block. */
+ * `adapts` grows by 2 after a fully accepted round and shrinks by 1 otherwise. A floor of 0 never stops a block. `drops_token`:
+ * the token below the confidence floor is predicted, but it is not part of the block. */
 #define RULE_FIELDS(FIELD)             \
     FIELD(int64_t, first_group)        \
     FIELD(int64_t, num_active)         \
@@ -56,6 +57,7 @@
     FIELD(int64_t, adapts)             \
     FIELD(int64_t, runs_ahead)         \
     FIELD(int64_t, catches_up_at_once) \
+    FIELD(int64_t, drops_token)        \
     FIELD(double, confidence_floor)    \
     FIELD(double, survival_floor)
 
@@ -119,8 +121,11 @@ typedef struct {
     Passes *draft_passes;          /* [E + 1]; by level; at the first level, only the first pass of each block */
     Passes *push_passes;           /* [E + 1]; by level, passes that a self draft's verification needs */
     Passes rounds;                 /* by drafted tokens; cached: known before the verification, in sum */
+    Passes predictions;            /* as `rounds`, by predicted tokens: the drafted ones and a dropped one */
+    int64_t *dropped_by_level;     /* [E + 1]; dropped tokens by the active exit where they left */
     int64_t *rounds_by_accepted;   /* by accepted tokens */
     int64_t *rounds_by_arrivals;   /* [E + 1, P + 1]; by level, then by tokens that arrived there, P or more together */
+    int64_t *unpushed_by_arrivals; /* [E + 1, P + 1]; those of them whose tokens had all run through the level when drafted */
     int64_t *rounds_by_depth;      /* [E + 1]; by the number of segments that ran */
     int64_t *rounds_by_exit_waits; /* [P + 1]; by exit checks that were waited for, P or more together */
 } Replay;

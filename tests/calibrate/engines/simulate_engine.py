@@ -90,7 +90,7 @@ class SimulatedEngine:
     ) -> EngineProfile:
         """A profile of the engine on the prompts of a trace; the first token of each comes from the prompt's pass."""
         rng, header = np.random.default_rng(seed), trace.header
-        after_first = without_first_tokens(trace)
+        after_first = trace.without_first(1)
 
         def run(exit_layer: int | None, tokens: int) -> EngineRun:
             policy = None if exit_layer is None else Policy(exits=(exit_layer,), tokens=tokens)
@@ -141,16 +141,3 @@ class SimulatedEngine:
             draft_s=self.draft_s(exit_layer or 0, rounds) * noise if is_timed else None,
             verify_s=self.verify_s(rounds) * noise if is_timed else None,
         )
-
-
-def without_first_tokens(trace: Trace) -> Trace:
-    """The trace as an engine drafts it: the first token of every text belongs to the prompt."""
-    starts = np.cumsum([0, *(prompt.num_positions for prompt in trace.header.prompts)])[:-1]
-    kept = np.setdiff1d(np.arange(len(trace.target_token)), starts)
-    prompts = tuple(
-        replace(prompt, prompt_tokens=prompt.prompt_tokens + 1, num_positions=prompt.num_positions - 1)
-        for prompt in trace.header.prompts
-    )
-    header = replace(trace.header, prompts=prompts, max_new_tokens=trace.header.max_new_tokens - 1)
-    columns = ("confidence", "draft_token", "target_token", "accept_prob")
-    return replace(trace, header=header, **{name: getattr(trace, name)[kept] for name in columns})

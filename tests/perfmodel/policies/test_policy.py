@@ -84,6 +84,8 @@ def test_labels_name_exits_thresholds_and_lengths() -> None:
     assert replace(TWO_EXITS, catches_up_at_once=True).label == "exits 2/4 at .50, catching up at once, 4 tokens"
     single = Policy(exits=(6,), tokens=8)
     assert replace(single, stop=ConfidenceFloor(floor=0.2)).label == "exit 6, up to 8 tokens, stop below 0.20"
+    dropping = ConfidenceFloor(floor=0.2, keeps_token=False)
+    assert replace(single, stop=dropping).label == "exit 6, up to 8 tokens, drop below 0.20"
     survival = SurvivalFloor(floor=0.35, calibration=(CURVE,))
     assert replace(single, stop=survival).label == "exit 6, up to 8 tokens, stop at survival 0.35"
     assert replace(single, stop=HeuristicLength(start=5)).label == "exit 6, +2/-1 from 5, at most 8"
@@ -109,6 +111,13 @@ def test_a_confidence_floor_stops_below_its_floor_and_not_at_it() -> None:
     policy = Policy(exits=(6,), tokens=8, stop=ConfidenceFloor(floor=0.5))
     assert policy.stops(confidence=0.49, survival=1.0)
     assert not policy.stops(confidence=0.5, survival=0.0)
+    assert not policy.drops(confidence=0.49)
+
+
+def test_a_floor_that_does_not_keep_the_token_drops_it_below_the_floor_and_not_at_it() -> None:
+    policy = Policy(exits=(6,), tokens=8, stop=ConfidenceFloor(floor=0.5, keeps_token=False))
+    assert policy.drops(confidence=0.49)
+    assert not policy.drops(confidence=0.5)
 
 
 def test_a_survival_floor_multiplies_the_calibrated_confidences_of_the_exits_where_tokens_left() -> None:

@@ -309,6 +309,30 @@ def test_a_confidence_floor_keeps_the_token_below_it_and_does_not_stop_at_equali
     assert blocks[0] == (3, 3)
 
 
+def test_a_dropping_floor_pays_for_the_token_below_it_but_does_not_verify_it() -> None:
+    trace = always_agreeing(num_positions=[10], max_new_tokens=10)
+    confidence = np.array([0.9, 0.5, 0.4, 0.9, 0.1, 0.1, 0.9, 0.9, 0.4, 0.9], np.float32)[:, None].repeat(4, axis=1)
+    policy = Policy(exits=(6,), tokens=3, stop=ConfidenceFloor(floor=0.5, keeps_token=False))
+    trace = replace(trace, confidence=confidence)
+    # Position 2 is dropped and comes as the bonus. So does 4, then 5 at once in an empty block; 9 has no room to be drafted.
+    assert block_lengths(trace, policy)[0] == ((2, 2), (1, 1), (0, 0), (2, 2), (0, 0))
+    [stats] = replay_prompts(trace, policy)
+    assert (stats.num_drafted, stats.exits_taken) == (5, (0, 0, 0, 5))
+    assert passes_of(stats, "exit", 3)[1][0] == 5 + 4  # four tokens were predicted and dropped
+    assert {rows: number for rows, (number, _) in passes_of(stats, "verify").items()} == {3: 2, 2: 1, 1: 2}
+    # A dropped token's pass has run the last kept one, so the next block begins with one row, as after a rejection.
+    assert {rows: number for rows, (number, _) in passes_of(stats, "segment", 0).items()} == {1: 9}
+
+
+def test_a_dropping_floor_of_zero_drops_nothing_and_one_of_one_drops_all_but_certain_tokens() -> None:
+    trace = make_trace(TraceSpec(num_positions=[30, 20], max_new_tokens=30))
+    floors = [ConfidenceFloor(floor=floor, keeps_token=False) for floor in (0.0, 1.0)]
+    none_dropped, all_dropped = (replay(trace, Policy(exits=(6,), tokens=4, stop=stop)) for stop in floors)
+    assert none_dropped == replay(trace, Policy(exits=(6,), tokens=4))
+    assert all_dropped.num_drafted == int((trace.confidence[:, 3] == 1).sum())
+    assert all_dropped.num_passes("verify") == all_dropped.num_rounds
+
+
 def test_a_survival_floor_multiplies_calibrated_confidences() -> None:
     trace = always_agreeing(num_positions=[20], max_new_tokens=20)
     trace = replace(trace, confidence=np.full((20, 4), 0.25, np.float32))
@@ -335,6 +359,7 @@ def test_the_compiled_counts_equal_the_reference_for_blocks_of_any_length(cap: i
     stops = (
         None,
         ConfidenceFloor(floor=0.02),
+        ConfidenceFloor(floor=0.02, keeps_token=False),
         HeuristicLength(start=1),
         SurvivalFloor(floor=0.5, calibration=curves),
     )

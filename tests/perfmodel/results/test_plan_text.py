@@ -320,11 +320,27 @@ def test_published_acceptance_says_how_much_rests_on_assumed_confidences() -> No
         (1, None, "1 token", "none"),
         (64, HeuristicLength(start=5), "5 at first; +2 after a round that accepts all, else -1; from 1 to 64", "none"),
         (6, ConfidenceFloor(floor=0.25), "at most 6 tokens", "after a token of confidence below 0.250"),
+        (
+            6,
+            ConfidenceFloor(floor=0.25, keeps_token=False),
+            "at most 6 tokens",
+            "before a token of confidence below 0.250, which is dropped",
+        ),
     ],
 )
 def test_every_stop_rule_is_put_in_words(tokens: int, stop: StopRule | None, length_text: str, stop_text: str) -> None:
     facts = dict(policy_facts(Policy(exits=(12,), tokens=tokens, stop=stop)))
     assert facts == {"exits": "12 alone", "draft length": length_text, "stop rule": stop_text}
+
+
+def test_a_measure_of_confidence_other_than_the_largest_probability_is_named() -> None:
+    floor = ConfidenceFloor(floor=0.25, keeps_token=False)
+    gated = Policy(exits=(6, 12), thresholds=(0.6,), tokens=6, stop=floor, confidence="top10-prob")
+    facts = dict(policy_facts(gated))
+    assert facts["exits"] == "6 at top10-prob >= 0.600, 12 always"
+    assert facts["stop rule"] == "before a token of top10-prob below 0.250, which is dropped"
+    summary = " ".join(str(make_plan(candidate("plan", gated, 2.0), PLAIN)).split())
+    assert "exits 6/12 at top10-prob .60; draft at most 6 tokens; stop before a token of top10-prob below 0.250" in summary
 
 
 def test_survival_is_put_in_words() -> None:

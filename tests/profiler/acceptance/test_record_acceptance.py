@@ -177,7 +177,7 @@ def bf16_near_ties(num_exits: int, num_positions: int, vocab_size: int) -> torch
     return logits.bfloat16()
 
 
-@pytest.mark.parametrize("confidence", ["max-prob", "margin", "entropy"])
+@pytest.mark.parametrize("confidence", ["max-prob", "margin", "entropy", "top10-prob"])
 @pytest.mark.parametrize(
     "sampling", [GREEDY, SAMPLED, RATIO, replace(GREEDY, repetition_penalty=1.2)], ids=lambda sampling: sampling.label
 )

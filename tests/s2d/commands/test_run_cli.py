@@ -167,6 +167,13 @@ def test_a_plan_for_an_assumed_head_is_refused_before_any_model_is_searched(fold
     assert "not for an existing draft" in capsys.readouterr().err
 
 
+def test_a_plan_for_another_engine_is_refused_and_the_message_names_the_export(plan_file, capsys) -> None:
+    assert main_run(["--plan", str(plan_file(engine="llama.cpp")), "--target", "no-such-folder"]) == 2
+    error = capsys.readouterr().err
+    assert "was made for engine llama.cpp, not for s2d, the bundled runtime, whose seconds differ" in error
+    assert "s2d-plan export --plan FILE -o FOLDER. Or plan again without --engine" in error
+
+
 def test_a_plan_for_quantised_weights_is_refused_before_any_model_is_searched(plan_file, capsys) -> None:
     plan = plan_file(target_weights=uniform_format("AWQ int4, groups of 128", "int4", 4.16))
     assert main_run(["--plan", str(plan), "--target", "no-such-folder"]) == 2

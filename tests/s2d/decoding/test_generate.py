@@ -47,7 +47,7 @@ def policies(draw: st.DrawFn, exit_layers: tuple[int, ...]) -> Policy:
     tokens = draw(st.integers(1, 8))
     stops: list[st.SearchStrategy[StopRule | None]] = [
         st.none(),
-        st.builds(ConfidenceFloor, floor=share),
+        st.builds(ConfidenceFloor, floor=share, keeps_token=st.booleans()),
         st.builds(SurvivalFloor, floor=share, calibration=st.just((CURVE,) * len(exits))),
         st.builds(HeuristicLength, start=st.integers(1, tokens)),
     ]
@@ -56,7 +56,7 @@ def policies(draw: st.DrawFn, exit_layers: tuple[int, ...]) -> Policy:
         thresholds=tuple(draw(share) for _ in exits[:-1]),
         tokens=tokens,
         stop=draw(st.one_of(stops)),
-        confidence=draw(st.sampled_from(["max-prob", "margin", "entropy"])),
+        confidence=draw(st.sampled_from(["max-prob", "margin", "entropy", "top10-prob"])),
         runs_ahead=order == "ahead",
         catches_up_at_once=order == "at once",
     )

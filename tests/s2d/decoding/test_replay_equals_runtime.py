@@ -3,7 +3,7 @@
 The trace is recorded by the profiler. Accepted counts are always equal. After a block's first rejected token, the draft
 follows a path that the trace does not contain. There a stop rule or a drafted end of text may end the block elsewhere, and
 tokens may leave at other exits. So drafted counts are equal up to the rejected token under every rule, and equal as a whole
-where only the cap ends a block. Where no block of a text goes on after a rejected token, the whole record is equal: exits
+where only the cap ends a block. Where no token of a text is predicted after a rejected one, the whole record is equal: exits
 taken, passes, rows, cached tokens and cold passes.
 """
 
@@ -60,10 +60,10 @@ DRAFTS = ("separate", "self", "other vocabulary padding", "reduced head")
 NEW_TOKENS = 24
 NUM_FAMILY_PROMPTS = 2
 FAMILY_PROMPT_TOKENS, FAMILY_NEW_TOKENS = 48, 20
-FAMILY_CAPS = (1, 3, 5, 8, 2)
+FAMILY_CAPS = (1, 3, 5, 8)
 FAMILY_SHARES = (0.2, 0.5, 0.35, 0.65, 0.5, 0.8, 0.35)
 """Quantiles of confidence, for thresholds and floors."""
-STOP_KINDS = (type(None), HeuristicLength, ConfidenceFloor, SurvivalFloor)
+STOP_KINDS = ("length", "heuristic", "floor", "dropping floor", "survival")
 HEAD_TOKENS = tuple(range(1, VOCAB_SIZE, 2))
 """Tokens of a reduced head, including the end of text."""
 MIN_GAP = 1e-4
@@ -139,12 +139,13 @@ def threshold_at(confidence: np.ndarray, share: float) -> float:
 
 
 def stop_rules(num_exits: int, tokens: int, floor: float, survival: float) -> tuple[StopRule | None, ...]:
-    """One of every kind."""
+    """One of every kind, in the order of `STOP_KINDS`."""
     curve = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.31, 0.97))
     return (
         None,
         HeuristicLength(start=(tokens + 1) // 2),
         ConfidenceFloor(floor=floor),
+        ConfidenceFloor(floor=floor, keeps_token=False),
         SurvivalFloor(floor=survival, calibration=(curve,) * num_exits),
     )
 
@@ -168,23 +169,28 @@ def policies(draw: st.DrawFn, trace: Trace) -> Policy:
     )
 
 
-def family_policies(trace: Trace) -> Iterator[Policy]:
-    """Several sets of exits with every stop rule. Each rule has a policy with drafts of one token, which stay on the path.
+def family_policies(trace: Trace) -> Iterator[tuple[str, Policy]]:
+    """Several sets of exits with every stop rule, and the kind of the rule.
 
-    Among policies of several exits, a third runs ahead and a third catches up at once.
+    Each rule has a policy with drafts of one token, which stay on the path. Among policies of several exits, a third runs ahead
+    and a third catches up at once.
     """
     layers = trace.header.exit_layers
     column = dict(zip(layers, trace.confidence.T, strict=True))
     subsets = ((layers[0], layers[2]), (layers[1], layers[3]), layers, (layers[3],))
-    sizes = zip(product(subsets, range(4)), cycle(FAMILY_CAPS), cycle(FAMILY_SHARES), strict=False)
+    sizes = zip(product(subsets, STOP_KINDS), cycle(FAMILY_CAPS), cycle(FAMILY_SHARES), strict=False)
     for number, ((subset, kind), cap, share) in enumerate(sizes):
-        yield Policy(
-            exits=subset,
-            thresholds=tuple(threshold_at(column[layer], share) for layer in subset[:-1]),
-            tokens=cap,
-            stop=stop_rules(len(subset), cap, threshold_at(column[subset[-1]], share), 0.62)[kind],
-            runs_ahead=len(subset) > 1 and number % 3 == 1,
-            catches_up_at_once=len(subset) > 1 and number % 3 == 2,
+        rules = stop_rules(len(subset), cap, threshold_at(column[subset[-1]], share), 0.62)
+        yield (
+            kind,
+            Policy(
+                exits=subset,
+                thresholds=tuple(threshold_at(column[layer], share) for layer in subset[:-1]),
+                tokens=cap,
+                stop=rules[STOP_KINDS.index(kind)],
+                runs_ahead=len(subset) > 1 and number % 3 == 1,
+                catches_up_at_once=len(subset) > 1 and number % 3 == 2,
+            ),
         )
 
 
@@ -201,7 +207,7 @@ def assert_replayed(traced: Traced, policy: Policy) -> int:
         if only_the_cap:
             assert generation.blocks == blocks, case
             assert target_passes(measured.passes) == target_passes(rounds.passes), case
-        if stays_on_path(generation) or (only_the_cap and len(policy.exits) == 1):
+        if stays_on_path(generation, policy) or (only_the_cap and len(policy.exits) == 1):
             assert measured == rounds, case
             num_compared += 1
     return num_compared
@@ -212,9 +218,13 @@ def on_path(blocks: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     return [(min(drafted, accepted + 1), accepted) for drafted, accepted in blocks]
 
 
-def stays_on_path(generation: Generation) -> bool:
-    """Whether no block went on after a rejected token."""
-    return all(drafted <= accepted + 1 for drafted, accepted in generation.blocks)
+def stays_on_path(generation: Generation, policy: Policy) -> bool:
+    """Whether no token was predicted after a rejected one. A block below the cap may hide a token that was dropped."""
+    can_drop = isinstance(policy.stop, ConfidenceFloor) and not policy.stop.keeps_token
+    return all(
+        drafted == accepted or (drafted == accepted + 1 and (drafted == policy.tokens or not can_drop))
+        for drafted, accepted in generation.blocks
+    )
 
 
 def target_passes(passes: tuple[PassCount, ...]) -> list[PassCount]:
@@ -289,6 +299,25 @@ def test_catching_up_at_once_changes_no_token_and_every_segment_pass_equals_repl
         assert without_checks(ran.rounds) == without_checks(expected)
 
 
+@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize("exits", [(1,), (1, 4), (1, 2, 4)])
+def test_a_dropped_token_is_paid_for_and_not_verified(kind: str, exits: tuple[int, ...]) -> None:
+    traced = tiny_traced(kind, 1, GREEDY, None)
+    gated = gated_at_medians(traced.trace, exits, cap=1)  # stays on the path: the whole record is compared
+    last = traced.trace.confidence[:, traced.trace.header.exit_layers.index(exits[-1])]
+    dropping = replace(gated, stop=ConfidenceFloor(floor=threshold_at(last, 0.6), keeps_token=False))
+    assert assert_replayed(traced, dropping) == len(traced.job.prompts)
+    prompt = traced.job.prompts[-1].token_ids
+    ran = traced.session.generate(prompt, traced.job.settings(dropping, NEW_TOKENS))
+    plain = traced.session.generate(prompt, traced.job.settings(None, NEW_TOKENS))
+    assert ran.tokens == plain.tokens
+    num_empty = sum(drafted == 0 for drafted, _ in ran.blocks[:-1])  # the last round has no room to draft
+    assert num_empty
+    assert ran.rounds.num_drafted == sum(ran.rounds.exits_taken) == len(ran.blocks) - 1 - num_empty
+    lead_passes = [count.num_passes for count in ran.rounds.passes if (count.kind, count.stage) == ("segment", 0)]
+    assert sum(lead_passes) >= len(ran.blocks) - 1  # rounds whose only token was dropped ran the first segment too
+
+
 def without_checks(rounds: RoundStats) -> list[PassCount | ColdCount]:
     return [count for count in (*rounds.passes, *rounds.cold_passes) if count.kind != "exit"]
 
@@ -320,6 +349,6 @@ def family(request: pytest.FixtureRequest, family_draft: str, family_sampling: S
 
 def test_every_block_of_the_reference_family_equals_replay(family: Traced) -> None:
     num_compared = dict.fromkeys(STOP_KINDS, 0)
-    for policy in family_policies(family.trace):
-        num_compared[type(policy.stop)] += assert_replayed(family, policy)
+    for kind, policy in family_policies(family.trace):
+        num_compared[kind] += assert_replayed(family, policy)
     assert min(num_compared.values()) >= NUM_FAMILY_PROMPTS  # passes were compared under every rule

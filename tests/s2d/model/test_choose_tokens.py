@@ -34,7 +34,7 @@ CHANCE_OF_FAILURE = 1e-4
 """Of each chi-square test below if seeds were not fixed. There are twelve: 0.12 % in all."""
 NEAR_ONE = 1 - 2.0**-53
 """The largest uniform number below 1."""
-CONFIDENCE_KINDS: tuple[Confidence, ...] = ("max-prob", "margin", "entropy")
+CONFIDENCE_KINDS: tuple[Confidence, ...] = ("max-prob", "margin", "entropy", "top10-prob")
 
 PENALTY = {"min_p": 0.02, "repetition_penalty": 1.2, "frequency_penalty": 0.02}
 
@@ -62,14 +62,32 @@ def test_any_top_p_keeps_the_most_likely_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("probs", "max_prob", "margin", "entropy"),
-    [([1.0, 0.0, 0.0, 0.0], 1.0, 1.0, 1.0), ([0.25] * 4, 0.25, 0.0, 0.0), ([0.5, 0.5, 0.0, 0.0], 0.5, 0.0, 0.5)],
+    ("probs", "expected"),
+    [
+        ([1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]),
+        ([0.25] * 4, [0.25, 0.0, 0.0, 0.25]),
+        ([0.5, 0.5, 0.0, 0.0], [0.5, 0.0, 0.5, 0.5]),
+        ([1 / 16] * 16, [1 / 16, 0.0, 0.0, 0.1]),
+        ([0.3, *[0.02] * 35], [0.3, 0.28, None, 0.3 / 0.48]),
+    ],
 )
-def test_confidence_follows_its_definition(probs: list[float], max_prob: float, margin: float, entropy: float) -> None:
+def test_confidence_follows_its_definition(probs: list[float], expected: list[float | None]) -> None:
     row = torch.tensor([probs])
-    assert [float(confidence_values(row, kind)) for kind in CONFIDENCE_KINDS] == pytest.approx(
-        [max_prob, margin, entropy], abs=1e-6
-    )
+    for kind, value in zip(CONFIDENCE_KINDS, expected, strict=True):
+        if value is not None:
+            assert float(confidence_values(row, kind)) == pytest.approx(value, abs=1e-6), kind
+
+
+@settings(max_examples=50, derandomize=True)
+@given(seed=st.integers(0, 1000), vocab_size=st.integers(1, 300), spread=st.sampled_from([0.0, 0.1, 1.0, 8.0]))
+def test_top10_prob_is_the_largest_of_a_softmax_over_the_ten_largest_logits(seed: int, vocab_size: int, spread: float) -> None:
+    logits = spread * np.random.default_rng(seed).standard_normal((4, vocab_size), np.float32)
+    largest = np.sort(logits.astype(np.float64), axis=1)[:, -10:]
+    weights = np.exp(largest - largest.max(axis=1, keepdims=True))
+    predictor = ExitPredictor(sampling=GREEDY, confidence="top10-prob")
+    _, confidence = predictor(torch.from_numpy(logits), None)
+    assert confidence.numpy() == pytest.approx(weights.max(axis=1) / weights.sum(axis=1), abs=1e-6)
+    assert float(confidence.min()) >= 0.1 - 1e-6
 
 
 def test_noise_depends_only_on_seed_and_position() -> None:
@@ -103,7 +121,7 @@ def test_only_shared_noise_has_a_table_and_verifiers_use_the_table_passed_to_the
     verifiers = [make_verifier(rule, kind, CPU, table) for kind in CONFIDENCE_KINDS]
     own = make_verifier(rule, "max-prob", CPU)
     answers = []
-    for verifier, max_tokens in zip((*verifiers, own), (9, 12, 10, 10), strict=True):
+    for verifier, max_tokens in zip((*verifiers, own), (9, 12, 10, 10, 10), strict=True):
         verifier.start(2, max_tokens)
         answers.append(verifier.check_exit(model.decoder, model.decoder.embed([3]), [1, 3], 2, 0)()[0])
     assert len(table) == 12
@@ -250,6 +268,7 @@ def test_the_confidence_of_bf16_logits_is_that_of_a_float32_softmax(kind: Confid
         "max-prob": ordered[:, -1],
         "margin": ordered[:, -1] - ordered[:, -2],
         "entropy": 1 + (probs * np.log(probs)).sum(1) / np.log(40),
+        "top10-prob": ordered[:, -1] / ordered[:, -10:].sum(1),
     }[kind]
     predictor = ExitPredictor(sampling=GREEDY, confidence=kind)
     tokens, confidence = predictor(logits, None)

@@ -125,7 +125,7 @@ def test_a_captured_exit_check_predicts_as_an_eager_one(device: str) -> None:
     model = loaded(tiny_llama(TinySpec()), device=device)
     captured, generator = graphed(model).decoder, torch.Generator().manual_seed(0)
     shared_noise = Sampling(rule="shared-noise", temperature=0.8, top_k=5, top_p=0.9, min_p=0.01, seed=3)
-    for sampling, confidence in product((GREEDY, shared_noise), ("max-prob", "margin", "entropy")):
+    for sampling, confidence in product((GREEDY, shared_noise), ("max-prob", "margin", "entropy", "top10-prob")):
         predictor = ExitPredictor(sampling=sampling, confidence=confidence)
         for token in range(VOCAB_SIZE):
             noise = None if sampling is GREEDY else torch.randn(1, VOCAB_SIZE, generator=generator).to(device)
