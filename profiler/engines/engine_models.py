@@ -86,7 +86,8 @@ def engine_models(request: EngineProfileRequest, prompts: Sequence[Prompt]) -> E
     tokenizer = load_tokenizer(target)
     check_same_vocabulary(load_tokenizer(draft), tokenizer)
     check_vocab_sizes(target_geometry.name, target_geometry.vocab_size, draft_geometry.name, draft_geometry.vocab_size)
-    available = find_exits(draft, draft_geometry.num_layers, requested_exits(request.exits), is_self=False).layers
+    requested = requested_exits(request.exits) if sidecar is None else None  # all exits of a nested draft identify it
+    available = find_exits(draft, draft_geometry.num_layers, requested, is_self=False).layers
     exits = chosen_exits(request.exits, available)
     folder = request.models_folder
     with translate_write_errors(folder):
