@@ -2,16 +2,15 @@
 
 For every engine and storage of its weights, the benchmark profiles the engine on calibration prompts: plain decoding, two exits
 of the draft at two or three lengths, and both exits alone. `s2d-plan --engine NAME` plans with this profile and a trace of the
-calibration prompts. Other exits and lengths, none of which the profile has, are then measured on evaluation prompts, interleaved
-with plain decoding, and compared with their predictions. The plan's own configuration and the engine's default draft length are
-measured too.
+calibration prompts. Other exits and lengths, which no profile has, are measured on evaluation prompts, interleaved with plain
+decoding, and compared with their predictions. So are the plan's own configuration and the engine's default draft length.
 
     error         speedup predicted as a plan does (trace of the calibration prompts) over measured, minus one
     same prompts  the same from the trace of the measured prompts: no scatter between prompts
     acceptance    tokens per round, replayed over the engine's, minus one
     latency       the error on the same prompts if the rounds are known
     Leviathan     Leviathan's formula with the engine's mean acceptance and the cost ratio of exit and target decoded alone
-    engine's own  what the engine itself estimates (ONNX Runtime GenAI), from the measured runs
+    engine's own  the estimate of ONNX Runtime GenAI: its formula, acceptance and timers, from the measured runs
     noise         plain decoding against itself, first against second repeat
     over default  measured speed of the plan over the engine's default draft length with the same exit. vLLM and s2d have none.
     other texts   speculative texts that differ from the engine's plain text; unexplained: plain decoding after the same prefix

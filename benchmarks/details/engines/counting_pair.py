@@ -1,10 +1,10 @@
 """A 1.1B target and a nested draft with random weights that agree at a known share of tokens, in every engine and precision.
 
-The target has TinyLlama's shape. Its weights are random and none is zero, so that quantisation and kernels see ordinary numbers.
-The residual stream is led by the embedding of a token, which is the head's row of the token's successor, so the target counts
-upwards. Layers add noise of half the embedding's norm. The draft has the target's first layers and its head. Its embedding skips
-a number at a share of the tokens, drawn once per token and independently. Both exits have the same embedding, so they agree at
-the same tokens. Acceptance therefore follows from the construction, without running a model.
+The target has TinyLlama's shape. Its weights are random and none is zero, so that kernels and quantisation have ordinary work.
+The residual stream is led by the embedding of a token, which is the head's row of the token's successor: the target counts
+upwards. Layers add noise of half the norm of the embedding. The draft has the target's first layers and its head. Its embedding
+skips a number at a share of the tokens, drawn once per token. Both exits have the same embedding, so they agree at the same
+tokens. Acceptance therefore follows from the construction, without running a model.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerFast
 
 from details.engines.evidence import PairEvidence
 from details.engines.sizes import EngineSize
@@ -31,7 +32,6 @@ from s2d.loading.sidecar import Sidecar, write_sidecar
 from s2d.prompt_files.read import read_prompts
 from s2d.prompts.conversation import Prompt
 from s2d.prompts.special_tokens import text_ids
-from transformers import PreTrainedTokenizerFast
 
 AGREEMENT: Frac = 0.75
 EXITS = (2, 4)

@@ -22,7 +22,7 @@ _DRAFT_CAP: Tokens = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PairEvidence:
-    """A pair, its prompts, and its acceptance on them. All texts have the full length, as engines write without an end token."""
+    """A pair, its prompts, and its acceptance on them. All texts have the full length: engines write without an end token."""
 
     target: str
     draft: str

@@ -1,7 +1,7 @@
 """Runs one setting: profile the engine, plan with the profile, and measure held-out configurations on other prompts."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest, ar
 from profiler.engines.profile_engine import run_profile_engine
 from s2d.prompts.conversation import Prompt
 
+RunProfile = Callable[[EngineProfileRequest, Sequence[Prompt]], EngineProfile]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workplace:
@@ -28,6 +30,8 @@ class Workplace:
     threads: int
     is_fresh: bool
     """Whether to measure again what was measured before."""
+    run: RunProfile = run_profile_engine
+    """Runs the configurations of a request in the engine, and writes its file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -140,7 +144,7 @@ def _measured(request: EngineProfileRequest, prompts: Sequence[Prompt], place: W
             return kept
     request.file.parent.mkdir(parents=True, exist_ok=True)
     print_err(f"{request.file.stem}: {len(request.configurations)} configurations on {len(prompts)} prompts")
-    return run_profile_engine(request, prompts)
+    return place.run(request, prompts)
 
 
 def _is_complete(kept: EngineProfile, request: EngineProfileRequest, prompts: Sequence[Prompt]) -> bool:

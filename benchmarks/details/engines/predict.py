@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from calibrate.engines.agreement import agreement_kept, thin_agreement
-from calibrate.engines.observations import call_rounds
+from calibrate.engines.observations import call_rounds, replayed_rounds
 from calibrate.planning.candidates import price_candidates
 from calibrate.planning.make_plan import gather_evidence
 from details.engines.measure import Measured, policy_of
@@ -27,8 +27,6 @@ class Predicted:
     """From the trace of the calibration prompts, as a plan predicts."""
     here: Candidate
     """From the trace of the evaluated prompts."""
-    replayed_rounds: float
-    """Rounds a token on the evaluated prompts by the trace as recorded, without the engine's loss of agreement."""
 
 
 def predict_setting(measured: Measured) -> dict[Arm, Predicted | str]:
@@ -44,15 +42,41 @@ def predict_setting(measured: Measured) -> dict[Arm, Predicted | str]:
     for arm in measured.held_out:
         policies = {arm.label: policy_of(arm)}
         try:
-            [planned], [here], [replayed] = (
-                price_candidates(policies, trace, pricing) for trace in (acceptance.trace, thinned, recorded)
-            )
+            [planned], [here] = (price_candidates(policies, trace, pricing) for trace in (acceptance.trace, thinned))
         except OutOfDomain as err:
             predictions[arm] = str(err)
             continue
-        rounds = replayed.rounds.num_rounds / replayed.rounds.num_tokens
-        predictions[arm] = Predicted(planned=planned, here=here, replayed_rounds=rounds)
+        predictions[arm] = Predicted(planned=planned, here=here)
     return predictions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundsCheck:
+    """Rounds of an engine against a replay of the trace as recorded in fp32, from the first token that the rounds emit."""
+
+    num_prompts: int
+    """With rounds in both."""
+    num_equal: int
+    """With the same number of rounds in every repeat."""
+    rounds: float
+    """Of the engine: totals of the mean over repeats."""
+    replayed_rounds: int
+
+
+def check_rounds(measured: Measured, run: EngineRun) -> RoundsCheck:
+    """Compare the rounds of one configuration, prompt by prompt. None with a floor, or where the engine reports none."""
+    is_fixed = run.floor is None
+    replayed = replayed_rounds(run, measured.evaluation, measured.evidence.evaluation) if is_fixed else {}
+    counted: dict[str, list[int]] = {}
+    for call in run.calls:
+        if call.prompt in replayed and (rounds := call_rounds(call)) is not None:
+            counted.setdefault(call.prompt, []).append(rounds)
+    return RoundsCheck(
+        num_prompts=len(counted),
+        num_equal=sum(set(rounds) == {replayed[name].num_rounds} for name, rounds in counted.items()),
+        rounds=math.fsum(map(fmean, counted.values())),
+        replayed_rounds=sum(replayed[name].num_rounds for name in counted),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +89,12 @@ class Counts:
     """Accepted over drafted tokens: the mean acceptance that engines print."""
 
 
-def engine_counts(run: EngineRun, replayed_rounds: float) -> Counts:
+def engine_counts(run: EngineRun, predicted: Predicted) -> Counts:
     """What an engine counted; replayed where it reports neither rounds nor accepted tokens."""
     rounds = [call_rounds(call) for call in run.calls]
     tokens = run.decode_tokens
     known = [number for number in rounds if number is not None]
-    num_rounds = math.fsum(known) if len(known) == len(rounds) else replayed_rounds * tokens
+    num_rounds = math.fsum(known) if len(known) == len(rounds) else tokens / predicted.here.rounds.tokens_per_round
     drafted, accepted = (
         _total([getattr(call, name) for call in run.calls], otherwise)
         for name, otherwise in (("num_drafted", run.draft_tokens * num_rounds), ("num_accepted", tokens - num_rounds))
@@ -98,11 +122,20 @@ def cost_ratio(profile: EngineProfile, exit_layer: int) -> float:
     return alone[-1][1]
 
 
-def engine_estimate(run: EngineRun) -> float | None:
-    """The speedup that the engine itself estimates, mean over the calls; None if it prints none."""
-    estimates = [call.estimated_speedup for call in run.calls]
-    known = [estimate for estimate in estimates if estimate is not None]
-    return fmean(known) if known else None
+def engine_estimate(plain: EngineRun, run: EngineRun) -> float | None:
+    """The speedup by ONNX Runtime GenAI's own formula, from what it prints; None for engines that print no such figures.
+
+    expected_tokens_per_round over the draft's and the target's seconds of a round, in single-token passes of the target. The
+    engine times such passes only if it falls back to them, which it does not here: its `estimated_speedup` is then 0. The
+    seconds of plain decoding take their place. Source: docs/SpeculativeDecoding.md of onnxruntime-genai 0.18.
+    """
+    calls = [(call, call.estimated_tokens_per_round, call.draft_s, call.verify_s) for call in run.calls]
+    estimates = [
+        tokens * call.num_rounds / (draft_s + verify_s)
+        for call, tokens, draft_s, verify_s in calls
+        if tokens is not None and draft_s is not None and verify_s is not None and call.num_rounds
+    ]
+    return fmean(estimates) * token_s(plain) if estimates else None
 
 
 def _total(counts: list[int | None], otherwise: float) -> float:

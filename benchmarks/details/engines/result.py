@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from details.engines.measure import Measured
 from details.engines.predict import (
     Predicted,
+    RoundsCheck,
+    check_rounds,
     cost_ratio,
     engine_counts,
     engine_estimate,
@@ -23,6 +25,25 @@ from shared.common import median, quantile
 
 NEAR_ONE = (0.97, 1.03)
 """Measured speedups between these are too close to 1 to score the decision."""
+_SETTING_KEYS = (
+    "setting",
+    "engine",
+    "version",
+    "plain_tokens_per_s",
+    "plain_noise_frac",
+    "disturbed_frac",
+    "unpriced",
+    "chosen",
+    "chosen_predicted",
+    "chosen_measured",
+    "best",
+    "best_measured",
+    "default",
+    "default_measured",
+    "num_texts",
+    "regret_frac",
+    "plan_over_default",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +58,13 @@ class Outcome:
     """Measured speedup of the first repeat over that of the second, minus one: twice the error of their mean."""
     rounds: float
     """Of the engine, per token."""
+    check: RoundsCheck
     leviathan: float
     """With accepted over drafted tokens of these very runs as the rate."""
     leviathan_by_rounds: float
     """With the rate that gives the tokens per round of these very runs."""
     engine_estimate: float | None
-    """What the engine itself printed during these very runs."""
+    """By the engine's own formula and figures of these very runs."""
 
     @property
     def error_frac(self) -> Frac:
@@ -58,7 +80,7 @@ class Outcome:
     def acceptance_error_frac(self) -> Frac:
         """Tokens a round, replayed on the measured prompts over the engine's, minus one."""
         here = self.predicted.here.rounds
-        return self.rounds * here.num_tokens / here.num_rounds - 1
+        return self.rounds * here.tokens_per_round - 1
 
     @property
     def latency_error_frac(self) -> Frac:
@@ -66,9 +88,9 @@ class Outcome:
         return (1 + self.same_prompts_error_frac) / (1 + self.acceptance_error_frac) - 1
 
     @property
-    def rounds_over_trace_frac(self) -> Frac:
-        """The engine's rounds over those of the trace as recorded in fp32, minus one."""
-        return self.rounds / self.predicted.replayed_rounds - 1
+    def rounds_over_trace_frac(self) -> Frac | None:
+        """The engine's rounds over those of the trace as recorded in fp32, minus one; None if it reports none."""
+        return self.check.rounds / self.check.replayed_rounds - 1 if self.check.num_prompts else None
 
     @property
     def is_in_interval(self) -> bool:
@@ -101,6 +123,8 @@ class Outcome:
             "acceptance_error_frac": self.acceptance_error_frac,
             "latency_error_frac": self.latency_error_frac,
             "rounds_over_trace_frac": self.rounds_over_trace_frac,
+            "num_prompts_with_replayed_rounds": self.check.num_equal,
+            "num_prompts_with_rounds": self.check.num_prompts,
             "leviathan_speedup": self.leviathan,
             "leviathan_by_rounds_speedup": self.leviathan_by_rounds,
             "engine_estimate": self.engine_estimate,
@@ -149,9 +173,7 @@ class SettingResult:
     @property
     def as_json(self) -> dict[str, object]:
         """The setting and what was decided in it."""
-        names = ("setting", "engine", "version", "plain_tokens_per_s", "plain_noise_frac", "disturbed_frac", "unpriced")
-        names += ("chosen", "chosen_predicted", "chosen_measured", "best", "best_measured", "default", "default_measured")
-        kept = {name: getattr(self, name) for name in (*names, "num_texts", "regret_frac", "plan_over_default")}
+        kept = {name: getattr(self, name) for name in _SETTING_KEYS}
         errors = [abs(outcome.error_frac) for outcome in self.outcomes]
         texts = [
             {"configuration": found.arm, "prompt": found.prompt, "position": found.position, "is_excused": found.is_excused}
@@ -195,7 +217,7 @@ def setting_result(measured: Measured, differences: Sequence[TextDifference]) ->
 
 def _outcome(measured: Measured, arm: Arm, predicted: Predicted) -> Outcome:
     plain, run = measured.evaluation.plain, run_of(measured.evaluation, arm)
-    counts = engine_counts(run, predicted.replayed_rounds)
+    counts = engine_counts(run, predicted)
     assert arm.exit_layer is not None
     ratio = cost_ratio(measured.profile, arm.exit_layer)
     return Outcome(
@@ -205,9 +227,10 @@ def _outcome(measured: Measured, arm: Arm, predicted: Predicted) -> Outcome:
         measured=measured_speedup(plain, run),
         half_frac=half_difference_frac(plain, run),
         rounds=counts.rounds,
+        check=check_rounds(measured, run),
         leviathan=leviathan_by_mean(arm, counts, ratio),
         leviathan_by_rounds=leviathan_by_rounds(arm, counts, ratio),
-        engine_estimate=engine_estimate(run),
+        engine_estimate=engine_estimate(plain, run),
     )
 
 
@@ -270,8 +293,13 @@ def result_of(results: Sequence[SettingResult]) -> dict[str, object]:
         "same_prompts_p95_abs_error_frac": _quantile_abs(outcome.same_prompts_error_frac for outcome in outcomes),
         "acceptance_error_frac": _median_abs(outcome.acceptance_error_frac for outcome in outcomes),
         "latency_error_frac": _median_abs(outcome.latency_error_frac for outcome in outcomes),
-        "rounds_over_trace_frac": _median_abs(outcome.rounds_over_trace_frac for outcome in outcomes),
-        "decision_accuracy_frac": sum(decisions) / len(decisions) if decisions else None,
+        "rounds_over_trace_frac": _median_abs(
+            outcome.rounds_over_trace_frac for outcome in outcomes if outcome.rounds_over_trace_frac is not None
+        ),
+        "replayed_rounds_equal_frac": _share(
+            sum(outcome.check.num_equal for outcome in outcomes), sum(outcome.check.num_prompts for outcome in outcomes)
+        ),
+        "decision_accuracy_frac": _share(sum(decisions), len(decisions)),
         "num_decisions": len(decisions),
         "regret_frac": _mean(result.regret_frac for result in results),
         "worst_regret_frac": max((result.regret_frac for result in results), default=None),
@@ -313,6 +341,10 @@ def _median_abs(values: Iterable[float]) -> float | None:
 def _quantile_abs(values: Iterable[float], share: Frac = 0.95) -> float | None:
     known = list(map(abs, values))
     return quantile(known, share) if known else None
+
+
+def _share(number: int, total: int) -> Frac | None:
+    return number / total if total else None
 
 
 def _mean(values: Iterable[float]) -> float | None:
