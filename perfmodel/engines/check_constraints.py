@@ -109,8 +109,8 @@ def _stop_rule(engine: Engine, policy: Policy) -> Problem | None:
     match policy.stop:
         case None:
             return None
-        case ConfidenceFloor():
-            return _floor(engine, policy)
+        case ConfidenceFloor(keeps_token=keeps_token):
+            return _floor(engine, policy, keeps_token=keeps_token)
         case SurvivalFloor():
             rule = "a survival floor"
         case HeuristicLength():
@@ -120,7 +120,7 @@ def _stop_rule(engine: Engine, policy: Policy) -> Problem | None:
     return _no_stop_rule(engine, f"{engine.title} does not stop by {rule}")
 
 
-def _floor(engine: Engine, policy: Policy) -> Problem | None:
+def _floor(engine: Engine, policy: Policy, *, keeps_token: bool) -> Problem | None:
     support = engine.floor
     if support is None:
         return _no_stop_rule(engine, f"{engine.title} has no confidence floor")
@@ -129,13 +129,17 @@ def _floor(engine: Engine, policy: Policy) -> Problem | None:
     if policy.confidence != support.measure:
         wrong = f"a floor of {policy.confidence} for {engine.title}, which compares {support.measure}"
         return _no_stop_rule(engine, wrong)
+    if keeps_token != support.keeps_token:
+        plan, own = ("keeps", "drops") if keeps_token else ("drops", "keeps")
+        return _no_stop_rule(engine, f"the policy {plan} the token below its floor, and {engine.title} {own} it")
     return None
 
 
 def _no_stop_rule(engine: Engine, wrong: str) -> Problem:
     floor = engine.floor
-    usable = floor is not None and floor.is_recommended
-    expected = f"a fixed length, or a floor of {floor.measure}" if usable and floor is not None else "a fixed length"
+    expected = "a fixed length"
+    if floor is not None and floor.is_recommended:
+        expected += f", or a floor of {floor.measure} that {'keeps' if floor.keeps_token else 'drops'} its token"
     return Problem(name="stop-rule", wrong=wrong, expected=expected, fix=_plan_for(engine))
 
 

@@ -122,7 +122,13 @@ def test_stop_rules_run_only_where_the_engine_has_the_same_measure() -> None:
     reasons = {name: str(executable_policy_problems(ENGINES[name], floor)[0]) for name in ("vllm", "openvino", "llama.cpp")}
     assert "vLLM has no confidence floor: expected a fixed length." in reasons["vllm"]
     assert "the confidence floor of OpenVINO GenAI does not work as documented" in reasons["openvino"]
-    assert "compares top10-prob: expected a fixed length, or a floor of top10-prob" in reasons["llama.cpp"]
+    expected = "compares top10-prob: expected a fixed length, or a floor of top10-prob that drops its token"
+    assert expected in reasons["llama.cpp"]
+    dropping = Policy(exits=(4,), tokens=8, stop=ConfidenceFloor(floor=0.3, keeps_token=False), confidence="top10-prob")
+    assert [name for name in ENGINES if not policy_names(name, dropping)] == ["s2d", "llama.cpp"]
+    keeping = replace(dropping, stop=ConfidenceFloor(floor=0.3))
+    [problem] = executable_policy_problems(ENGINES["llama.cpp"], keeping)
+    assert "the policy keeps the token below its floor, and llama.cpp drops it" in problem.wrong
 
 
 def test_weights_that_run_badly_with_a_draft_are_warned_about() -> None:
