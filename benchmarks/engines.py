@@ -5,10 +5,11 @@ of the draft at two or three lengths, and both exits alone. `s2d-plan --engine N
 calibration prompts. Other exits and lengths, which no profile has, are measured on evaluation prompts, interleaved with plain
 decoding, and compared with their predictions. So are the plan's own configuration and the engine's default draft length.
 
-    error         speedup predicted as a plan does (trace of the calibration prompts) over measured, minus one
-    same prompts  the same from the trace of the measured prompts: no scatter between prompts
+    error         predicted over measured speedup, minus one: seconds from the profile on calibration prompts, acceptance
+                  from a trace of the measured prompts, recorded by the bundled runtime in fp32
+    as planned    the same with the trace of the calibration prompts, as a plan predicts: the scatter between prompts is in it
     acceptance    tokens per round, replayed over the engine's, minus one
-    latency       the error on the same prompts if the rounds are known
+    latency       the error if the rounds are known
     Leviathan     Leviathan's formula with the engine's mean acceptance and the cost ratio of exit and target decoded alone
     engine's own  the estimate of ONNX Runtime GenAI: its formula, acceptance and timers, from the measured runs
     noise         plain decoding against itself, first against second repeat
@@ -16,7 +17,8 @@ decoding, and compared with their predictions. So are the plan's own configurati
     other texts   speculative texts that differ from the engine's plain text; unexplained: plain decoding after the same prefix
                   does not emit that token either
 
-Both Leviathan's formula and the engine's estimate know the acceptance of the measured runs; our prediction does not.
+Decisions and plans are those of `as planned`. Leviathan's formula and the engine's estimate know the acceptance that the engine
+counted in the measured runs, and the estimate its seconds too. Our predictions know neither.
 The engines are those that s2d-engines has installed. The others, and weights that an engine does not load, are skipped and
 listed. Checkpoints, traces and measurements are kept in a folder, so that an interrupted run continues. --quick measures again.
 --pair big takes a target of TinyLlama's shape with random weights that counts upwards, and drafts that agree at 75 % of tokens.
@@ -86,7 +88,7 @@ def draw(results: Sequence[SettingResult], path: Path) -> None:
     points = [
         PredictedPoint(
             pair=engine,
-            predicted=outcome.predicted.planned.speedup.speedup.value,
+            predicted=outcome.predicted.here.speedup.speedup.value,
             measured=outcome.measured,
             measured_noise_frac=abs(outcome.half_frac) / 2,
         )

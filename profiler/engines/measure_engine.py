@@ -23,7 +23,7 @@ from profiler.engines.engine_request import Arm, EngineProfileRequest, processes
 from s2d.engines.session import EngineSession, SessionRequest
 from s2d.engines.session_request import CallResult, Json, can_change_length
 
-_PROCESS_BYTES: Mapping[str, Bytes] = {"vllm": 5 * GIB // 2, "sglang": 4 * GIB, "transformers": GIB, "s2d": GIB}
+_PROCESS_BYTES: Mapping[str, Bytes] = {"vllm": 9 * GIB // 4, "sglang": 4 * GIB, "transformers": GIB, "s2d": GIB}
 """Memory of a process of an engine beside its models' files; others need `_OTHER_PROCESS_BYTES`."""
 _OTHER_PROCESS_BYTES = 512 * MIB
 _CONVERTED_FACTOR = 2

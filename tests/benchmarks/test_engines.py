@@ -92,7 +92,7 @@ def test_a_noise_free_engine_is_predicted_from_its_profile(tmp_path: Path) -> No
     result = setting_result(measured(tmp_path, Simulation()), [])
     assert {outcome.arm for outcome in result.outcomes} >= {drafting(*pair) for pair in SETTING.held_out}
     assert all(abs(outcome.acceptance_error_frac) < 0.02 for outcome in result.outcomes)
-    assert all(abs(outcome.same_prompts_error_frac) < 0.06 for outcome in result.outcomes)
+    assert all(abs(outcome.error_frac) < 0.06 for outcome in result.outcomes)
     assert all(outcome.rounds_over_trace_frac == 0 and outcome.check.num_equal == 6 for outcome in result.outcomes)
     summary = result_of([result])
     assert (summary["num_engines"], summary["num_configs"], summary["noise_frac"]) == (1, len(result.outcomes), 0)

@@ -59,22 +59,22 @@ class Outcome:
     rounds: float
     """Of the engine, per token."""
     check: RoundsCheck
-    leviathan: float
-    """With accepted over drafted tokens of these very runs as the rate."""
-    leviathan_by_rounds: float
+    leviathan: float | None
+    """With accepted over drafted tokens of these very runs as the rate. None with a floor: the formula has a fixed length."""
+    leviathan_by_rounds: float | None
     """With the rate that gives the tokens per round of these very runs."""
     engine_estimate: float | None
     """By the engine's own formula and figures of these very runs."""
 
     @property
     def error_frac(self) -> Frac:
-        """Speedup predicted as a plan does, over measured, minus one."""
-        return self.predicted.planned.speedup.speedup.value / self.measured - 1
+        """Speedup predicted from the trace of the measured prompts, over measured, minus one."""
+        return self.predicted.here.speedup.speedup.value / self.measured - 1
 
     @property
-    def same_prompts_error_frac(self) -> Frac:
-        """The same from the trace of the measured prompts."""
-        return self.predicted.here.speedup.speedup.value / self.measured - 1
+    def planned_error_frac(self) -> Frac:
+        """The same from the trace of the calibration prompts, as a plan predicts."""
+        return self.predicted.planned.speedup.speedup.value / self.measured - 1
 
     @property
     def acceptance_error_frac(self) -> Frac:
@@ -85,7 +85,7 @@ class Outcome:
     @property
     def latency_error_frac(self) -> Frac:
         """The error on the measured prompts if the rounds are known."""
-        return (1 + self.same_prompts_error_frac) / (1 + self.acceptance_error_frac) - 1
+        return (1 + self.error_frac) / (1 + self.acceptance_error_frac) - 1
 
     @property
     def rounds_over_trace_frac(self) -> Frac | None:
@@ -119,7 +119,7 @@ class Outcome:
             "planned_speedup": planned.value,
             "planned_low": planned.low,
             "planned_high": planned.high,
-            "same_prompts_speedup": here.value,
+            "predicted_speedup": here.value,
             "acceptance_error_frac": self.acceptance_error_frac,
             "latency_error_frac": self.latency_error_frac,
             "rounds_over_trace_frac": self.rounds_over_trace_frac,
@@ -228,8 +228,8 @@ def _outcome(measured: Measured, arm: Arm, predicted: Predicted) -> Outcome:
         half_frac=half_difference_frac(plain, run),
         rounds=counts.rounds,
         check=check_rounds(measured, run),
-        leviathan=leviathan_by_mean(arm, counts, ratio),
-        leviathan_by_rounds=leviathan_by_rounds(arm, counts, ratio),
+        leviathan=None if arm.floor is not None else leviathan_by_mean(arm, counts, ratio),
+        leviathan_by_rounds=None if arm.floor is not None else leviathan_by_rounds(arm, counts, ratio),
         engine_estimate=engine_estimate(plain, run),
     )
 
@@ -240,19 +240,19 @@ def outcome_table(results: Sequence[SettingResult]) -> str:
         (
             outcome.setting,
             outcome.arm.label,
-            format_speedup(outcome.predicted.planned.speedup.speedup.value),
+            format_speedup(outcome.predicted.here.speedup.speedup.value),
             format_speedup(outcome.measured),
             format_signed_frac(outcome.error_frac),
-            format_signed_frac(outcome.same_prompts_error_frac),
+            format_signed_frac(outcome.planned_error_frac),
             format_signed_frac(outcome.acceptance_error_frac),
             format_signed_frac(outcome.latency_error_frac),
-            format_signed_frac(outcome.leviathan / outcome.measured - 1),
-            "-" if outcome.engine_estimate is None else format_signed_frac(outcome.engine_estimate / outcome.measured - 1),
+            _error_text(outcome.leviathan, outcome),
+            _error_text(outcome.engine_estimate, outcome),
         )
         for result in results
         for outcome in result.outcomes
     ]
-    headers = ("engine", "configuration", "predicted", "measured", "error", "same prompts", "acceptance", "latency")
+    headers = ("engine", "configuration", "predicted", "measured", "error", "as planned", "acceptance", "latency")
     return table(rows, headers=(*headers, "Leviathan", "engine's own"), align="llrrrrrrrr")
 
 
@@ -288,9 +288,8 @@ def result_of(results: Sequence[SettingResult]) -> dict[str, object]:
         "num_settings": len(results),
         "num_configs": len(outcomes),
         "num_unpriced": sum(len(result.unpriced) for result in results),
-        **_errors(outcome.error_frac for outcome in outcomes),
-        "same_prompts_median_abs_error_frac": _median_abs(outcome.same_prompts_error_frac for outcome in outcomes),
-        "same_prompts_p95_abs_error_frac": _quantile_abs(outcome.same_prompts_error_frac for outcome in outcomes),
+        **_errors("", [outcome.error_frac for outcome in outcomes]),
+        **_errors("planned_", [outcome.planned_error_frac for outcome in outcomes]),
         "acceptance_error_frac": _median_abs(outcome.acceptance_error_frac for outcome in outcomes),
         "latency_error_frac": _median_abs(outcome.latency_error_frac for outcome in outcomes),
         "rounds_over_trace_frac": _median_abs(
@@ -303,13 +302,11 @@ def result_of(results: Sequence[SettingResult]) -> dict[str, object]:
         "num_decisions": len(decisions),
         "regret_frac": _mean(result.regret_frac for result in results),
         "worst_regret_frac": max((result.regret_frac for result in results), default=None),
-        "leviathan_median_abs_error_frac": _median_abs(outcome.leviathan / outcome.measured - 1 for outcome in outcomes),
-        "leviathan_by_rounds_median_abs_error_frac": _median_abs(
-            outcome.leviathan_by_rounds / outcome.measured - 1 for outcome in outcomes
+        "leviathan_median_abs_error_frac": _estimate_error([(outcome.leviathan, outcome) for outcome in outcomes]),
+        "leviathan_by_rounds_median_abs_error_frac": _estimate_error(
+            [(outcome.leviathan_by_rounds, outcome) for outcome in outcomes]
         ),
-        "engine_estimate_median_abs_error_frac": _median_abs(
-            (outcome.engine_estimate or 0.0) / outcome.measured - 1 for outcome in estimated
-        ),
+        "engine_estimate_median_abs_error_frac": _estimate_error([(outcome.engine_estimate, outcome) for outcome in estimated]),
         "beside_engine_estimate_median_abs_error_frac": _median_abs(outcome.error_frac for outcome in estimated),
         "plan_over_default": math.exp(math.fsum(map(math.log, over_default)) / len(over_default)) if over_default else None,
         "plan_over_default_min": min(over_default, default=None),
@@ -323,24 +320,26 @@ def result_of(results: Sequence[SettingResult]) -> dict[str, object]:
     }
 
 
-def _errors(errors: Iterable[Frac]) -> dict[str, object]:
-    known = list(errors)
+def _errors(prefix: str, errors: Sequence[Frac]) -> dict[str, object]:
     return {
-        "median_abs_error_frac": _median_abs(known),
-        "p95_abs_error_frac": _quantile_abs(known),
-        "worst_abs_error_frac": max(map(abs, known), default=None),
-        "mean_error_frac": _mean(known),
+        f"{prefix}median_abs_error_frac": _median_abs(errors),
+        f"{prefix}p95_abs_error_frac": quantile(map(abs, errors), 0.95) if errors else None,
+        f"{prefix}worst_abs_error_frac": max(map(abs, errors), default=None),
+        f"{prefix}mean_error_frac": _mean(errors),
     }
+
+
+def _estimate_error(estimates: Iterable[tuple[float | None, Outcome]]) -> Frac | None:
+    return _median_abs(value / outcome.measured - 1 for value, outcome in estimates if value is not None)
+
+
+def _error_text(estimate: float | None, outcome: Outcome) -> str:
+    return "-" if estimate is None else format_signed_frac(estimate / outcome.measured - 1)
 
 
 def _median_abs(values: Iterable[float]) -> float | None:
     known = list(map(abs, values))
     return median(known) if known else None
-
-
-def _quantile_abs(values: Iterable[float], share: Frac = 0.95) -> float | None:
-    known = list(map(abs, values))
-    return quantile(known, share) if known else None
 
 
 def _share(number: int, total: int) -> Frac | None:

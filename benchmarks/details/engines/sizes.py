@@ -47,33 +47,44 @@ FAMILY_CONFIGS = ((1, 3), (1, 6), (2, 3), (2, 5), (2, 8), (4, 2), (4, 3), (4, 5)
 """Of `ref-draft`: two exits that no profile drafts with, and other lengths of the two that it does."""
 SLOW_CONFIGS = ((1, 4), (2, 3), (4, 3), (4, 5), (4, 8), (6, 4))
 _SLOW_PROMPTS = 24
-_PROMPTS = 48
+_PROMPTS = 32
 _RESTARTED_LENGTHS = (2, 7)
-"""For engines that take minutes to start and keep their draft length."""
+_RESTARTED_CONFIGS = ((2, 3), (4, 3), (4, 5), (4, 10))
+"""For engines that take a minute to start, once for every draft length."""
 
 
-def _quick(engine: str, weights: str) -> Setting:
+def _fast(engine: str, weights: str) -> Setting:
     return Setting(engine=engine, weights=weights, held_out=FAMILY_CONFIGS, num_prompts=_PROMPTS)
 
 
-def _slow(engine: str, weights: str, lengths: tuple[Tokens, ...] = DEFAULT_LENGTHS) -> Setting:
-    return Setting(engine=engine, weights=weights, profile_lengths=lengths, held_out=SLOW_CONFIGS, num_prompts=_SLOW_PROMPTS)
+def _slow(engine: str, weights: str) -> Setting:
+    return Setting(engine=engine, weights=weights, held_out=SLOW_CONFIGS, num_prompts=_SLOW_PROMPTS)
+
+
+def _restarted(engine: str, weights: str) -> Setting:
+    return Setting(
+        engine=engine,
+        weights=weights,
+        profile_lengths=_RESTARTED_LENGTHS,
+        held_out=_RESTARTED_CONFIGS,
+        num_prompts=_SLOW_PROMPTS,
+    )
 
 
 FULL = EngineSize(
     settings=(
-        _quick("onnxruntime", "f32"),
-        _quick("onnxruntime", "int4"),
-        _quick("llama.cpp", "f32"),
-        _quick("llama.cpp", "bf16"),
-        _quick("llama.cpp", "q8_0"),
-        _quick("openvino", "f32"),
-        _quick("openvino", "bf16"),
-        _quick("s2d", "fp32"),
+        _fast("onnxruntime", "f32"),
+        _fast("onnxruntime", "int4"),
+        _fast("llama.cpp", "f32"),
+        _fast("llama.cpp", "bf16"),
+        _fast("llama.cpp", "q8_0"),
+        _fast("openvino", "f32"),
+        _fast("openvino", "bf16"),
+        _fast("s2d", "fp32"),
         _slow("transformers", "f32"),
         _slow("mlx-lm", "f32"),
-        _slow("vllm", "f32", _RESTARTED_LENGTHS),
-        _slow("vllm", "bf16", _RESTARTED_LENGTHS),
+        _restarted("vllm", "f32"),
+        _restarted("vllm", "bf16"),
     ),
     traced_prompts=60,
     profile_prompts=12,

@@ -32,7 +32,8 @@ class TextDifference:
     position: Tokens
     """0-based, of the first token that plain decoding does not explain; else of the first different token."""
     is_excused: bool
-    """Whether plain decoding emits every token of the text after the tokens before it."""
+    """Whether plain decoding emits every token of the text after the tokens before it. False also if the text, decoded again,
+    is the plain text: then the engine does not repeat itself."""
 
 
 def text_differences(measured: Measured) -> list[TextDifference]:
@@ -98,7 +99,7 @@ def _examined(
         arm=arm.label,
         prompt=prompt.name,
         position=0 if position is None else position,
-        is_excused=unexplained is None,
+        is_excused=first is not None and unexplained is None,
     )
 
 
