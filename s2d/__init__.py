@@ -17,6 +17,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from calibrate.engine_metrics.read_engine_metrics import read_engine_metrics
     from calibrate.planning.compare import compare
     from calibrate.planning.draft_shapes import draft_lengths, draft_shapes
     from calibrate.planning.make_plan import plan
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from perfmodel.policies.sampling import Sampling
     from perfmodel.replay.replay import replay, replay_prompts
     from perfmodel.replay.round_stats import RoundStats
+    from perfmodel.results.engine_report import EngineReport
     from perfmodel.results.plan import Plan
     from perfmodel.results.report import RunReport
     from perfmodel.results.residuals import Residuals
     from profiler.engines.profile_engine import profile_engine
     from profiler.profiling.profile_law import profile_law
     from profiler.profiling.profile_pair import Profile, profile
+    from s2d.exporting.export import Export, export
     from s2d.loading.exits import write_exits
     from s2d.running.run import run
     from s2d.running.run_inputs import RunRequest
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from s2d.training.train_draft import train_draft
 
 _MODULES = {
+    "calibrate.engine_metrics.read_engine_metrics": ("read_engine_metrics",),
     "calibrate.planning.make_plan": ("plan",),
     "calibrate.planning.compare": ("compare",),
     "calibrate.planning.draft_shapes": ("draft_shapes", "draft_lengths"),
@@ -57,12 +61,14 @@ _MODULES = {
     "perfmodel.policies.sampling": ("Sampling",),
     "perfmodel.replay.replay": ("replay", "replay_prompts"),
     "perfmodel.replay.round_stats": ("RoundStats",),
+    "perfmodel.results.engine_report": ("EngineReport",),
     "perfmodel.results.plan": ("Plan",),
     "perfmodel.results.report": ("RunReport",),
     "perfmodel.results.residuals": ("Residuals",),
     "profiler.engines.profile_engine": ("profile_engine",),
     "profiler.profiling.profile_law": ("profile_law",),
     "profiler.profiling.profile_pair": ("profile", "Profile"),
+    "s2d.exporting.export": ("export", "Export"),
     "s2d.loading.exits": ("write_exits",),
     "s2d.running.run": ("run",),
     "s2d.running.run_inputs": ("RunRequest",),
@@ -79,6 +85,8 @@ __all__ = [
     "Completion",
     "ConfidenceFloor",
     "Engine",
+    "EngineReport",
+    "Export",
     "HeuristicLength",
     "ModelLatency",
     "Plan",
@@ -99,6 +107,7 @@ __all__ = [
     "compare",
     "draft_lengths",
     "draft_shapes",
+    "export",
     "find_engine",
     "latency",
     "load",
@@ -106,6 +115,7 @@ __all__ = [
     "profile",
     "profile_engine",
     "profile_law",
+    "read_engine_metrics",
     "reduce_vocab",
     "replay",
     "replay_prompts",

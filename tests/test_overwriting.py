@@ -21,23 +21,25 @@ from tests.stubs import TinySpec, tiny_llama
 
 ROOT = Path(__file__).parent.parent
 SUBCOMMANDS = {
-    "s2d-plan": ((), ("validate",), ("design",), ("fit",)),
+    "s2d-plan": ((), ("export",), ("validate",), ("design",), ("fit",)),
     "s2d-compare": ((),),
-    "s2d-profile": ((), ("latency",), ("acceptance",), ("law",)),
+    "s2d-profile": ((), ("latency",), ("acceptance",), ("law",), ("engine",)),
     "s2d-run": ((),),
     "s2d-train": (("draft",), ("calibrate",), ("exits",), ("trim",), ("reference",)),
-    "s2d-engines": (("list",), ("show",)),
+    "s2d-engines": (("list",), ("show",), ("install",), ("convert",)),
 }
 PATHS = {
     "s2d-plan": "--trace --profile --fit > -o",
+    "s2d-plan export": "--plan --trace --prompts > -o",
     "s2d-plan validate": "> -o",
     "s2d-plan design": ">",
     "s2d-plan fit": "FILE --tables > -o",
-    "s2d-compare": "--plan --report --profile --fit > -o",
+    "s2d-compare": "--plan --report --engine-metrics --profile --fit --plain-metrics > -o",
     "s2d-profile": "--prompts > -o",
     "s2d-profile latency": "--prompts > -o",
     "s2d-profile acceptance": "--prompts > -o",
     "s2d-profile law": "> -o",
+    "s2d-profile engine": "--prompts > --work -o",
     "s2d-run": "--plan --prompts > --outputs -o",
     "s2d-train draft": "--text > -o",
     "s2d-train exits": ">",
@@ -46,6 +48,8 @@ PATHS = {
     "s2d-train reference": "> -o --work",
     "s2d-engines list": ">",
     "s2d-engines show": ">",
+    "s2d-engines install": "> --folder",
+    "s2d-engines convert": "> OUT",
 }
 """The path arguments of every command: read > written."""
 CONTENT = "worth keeping"

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calibrate.commands.export_verb import add_export_verb, answer_export
 from calibrate.commands.flags import add_device_flags, device_request
 from calibrate.commands.law_verbs import add_law_verbs, answer_design, answer_fit, answer_validation, design_flags, fit_flags
 from perfmodel.core.console import (
@@ -76,14 +77,16 @@ def plan_parser() -> argparse.ArgumentParser:
     """The parser of `s2d-plan` and its verbs."""
     description = (
         "Predict how fast a draft makes a target, and choose the draft's exits, thresholds and draft length. Needs no GPU.\n"
-        "With a verb: answer a question about the latency law alone."
+        "With a verb: write files to serve a plan with, or answer a question about the latency law alone."
     )
     parser = make_parser(PLAN, description, "s2d-plan --target llama-70b --device h100 -o plan.json")
     _add_evidence_flags(parser.add_argument_group("models and evidence"))
     add_device_flags(parser.add_argument_group("device (default with --profile: the profile's)"))
     _add_workload_flags(parser.add_argument_group("workload"))
     add_common_flags(parser, result="plan")
-    add_law_verbs(parser.add_subparsers(dest="verb", metavar="VERB", title="verbs (--help after a verb shows its options)"))
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs (--help after a verb shows its options)")
+    add_export_verb(verbs)
+    add_law_verbs(verbs)
     return parser
 
 
@@ -132,6 +135,8 @@ def _run(args: argparse.Namespace, *, command: tuple[str, ...]) -> int:
     if args.verb is not None and command[1] != args.verb:
         raise UserInputError(f"options before the verb {args.verb!r}: expected them after it. Put {args.verb!r} first.")
     match args.verb:
+        case "export":
+            answer_export(args)
         case "validate":
             answer_validation(answer_options(args), command=command)
         case "design":

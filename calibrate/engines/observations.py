@@ -124,13 +124,15 @@ def _replayed(run: EngineRun, profile: EngineProfile, trace: Trace | None) -> di
 
 
 def _by_prompt(run: EngineRun) -> dict[str, list[EngineCall]]:
-    """Calls by prompt, without disturbed ones where others remain."""
+    """Calls by prompt, without disturbed ones; the least disturbed ones where all are."""
     prompts: dict[str, list[EngineCall]] = {}
     for call in run.calls:
         prompts.setdefault(call.prompt, []).append(call)
-    return {
-        name: [call for call in calls if (call.waited_frac or 0.0) < DISTURBED_FRAC] or calls for name, calls in prompts.items()
-    }
+    kept = {}
+    for name, calls in prompts.items():
+        limit = max(DISTURBED_FRAC, min(call.waited_frac or 0.0 for call in calls))
+        kept[name] = [call for call in calls if (call.waited_frac or 0.0) <= limit]
+    return kept
 
 
 def _token_s(calls: Iterable[EngineCall]) -> Seconds:
@@ -226,9 +228,9 @@ def _scatter(prompts: Iterable[list[EngineCall]]) -> Frac:
 
 def _repeat_noise(run: EngineRun) -> Frac:
     """Standard deviation of the total seconds of a repeat of a run, relative."""
-    prompts = list(_by_prompt(run).values())
-    repeats = min(map(len, prompts))
-    if repeats < 2:
+    prompts = [calls for calls in _by_prompt(run).values() if len(calls) > 1]
+    repeats = min(map(len, prompts), default=0)
+    if not repeats:
         return ASSUMED_NOISE_FRAC
     totals = [math.log(math.fsum(calls[number].decode_s for calls in prompts)) for number in range(repeats)]
     return pstdev(totals) * math.sqrt(repeats / (repeats - 1))

@@ -108,7 +108,7 @@ def _floors(scenario: Scenario, engine: Engine, fixed: Sequence[ScoredPolicy]) -
 def engine_floors(engine: Engine, values: Iterable[float]) -> list[ConfidenceFloor]:
     """Stop rules at some floors as an engine applies them."""
     assert engine.floor is not None
-    return [ConfidenceFloor(floor=value) for value in values] if engine.floor.keeps_token else []
+    return [ConfidenceFloor(floor=value, keeps_token=engine.floor.keeps_token) for value in values]
 
 
 def _longer_lengths(engine: Engine, tokens: Tokens) -> list[Tokens]:

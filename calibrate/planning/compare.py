@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
+from calibrate.engine_metrics.read_engine_metrics import read_engine_metrics
 from calibrate.inputs.device import resolve_device
 from calibrate.inputs.requests import DeviceRequest
+from calibrate.planning.compare_engine import compare_engine
 from calibrate.planning.suggest_after_compare import DEFAULT_REPORT_PATH, ComparedFiles, Errors, next_step
 from calibrate.planning.suggest_after_plan import DEFAULT_PLAN_PATH
 from calibrate.pricing.datasheet import price_by_datasheet
@@ -20,12 +22,14 @@ from perfmodel.core.disk import PathLike, as_paths
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored, record_sha256
 from perfmodel.core.units import Seconds
+from perfmodel.engines.python_engines import S2D
 from perfmodel.hardware.find_device import same_device
 from perfmodel.passes.latency_profile import PROFILE_FILE
 from perfmodel.passes.passes import PASS_KINDS, PassKind
 from perfmodel.passes.pauses import without_pauses
 from perfmodel.replay.estimate import pass_seconds
 from perfmodel.replay.round_stats import RoundStats
+from perfmodel.results.engine_report import EngineReport
 from perfmodel.results.plan import PLAN_FILE, Candidate, Evidence, Plan
 from perfmodel.results.report import REPORT_FILE, Arm, RunReport
 from perfmodel.results.residuals import PassResidual, Residuals
@@ -36,7 +40,11 @@ Given: TypeAlias = T | Stored[T] | PathLike
 
 
 def compare(
-    plan: Given[Plan], report: Given[RunReport], profiles: PathLike | Sequence[PathLike] = (), fit: PathLike | None = None
+    plan: Given[Plan],
+    report: Given[RunReport] | None = None,
+    profiles: PathLike | Sequence[PathLike] = (),
+    fit: PathLike | None = None,
+    engine_metrics: EngineReport | PathLike | Sequence[PathLike] | None = None,
 ) -> Residuals:
     """Split the error of a plan's speedup into the error of its acceptance and the error of its seconds.
 
@@ -44,17 +52,19 @@ def compare(
 
     Args:
         plan: a path or a record.
-        report: of a run of this plan with plain decoding beside it; a path or a record.
+        report: of a run of this plan with plain decoding beside it; a path or a record. None compares with `engine_metrics`.
         profiles: paths of the profiles that the plan was made with. They price every measured pass by its shape. Without
             them, measured and fitted plans are priced by their own mean seconds per pass of a kind.
         fit: path of the fit that the plan was made with, if any.
+        engine_metrics: what the engine that served the plan reports: paths of its files, or a report by
+            `read_engine_metrics`, which also reads plain decoding. It replaces `report`, `profiles` and `fit`.
 
     Returns:
         Both errors as fractions of the measured speedup, the passes of each kind in seconds, and the next step.
 
     Raises:
-        Mismatch: the report is from another plan or device, or the plan was not made with these profiles or this fit.
-        UserInputError: the report has no plain decoding.
+        Mismatch: the report is from another plan, engine or device, or the plan was not made with these profiles or this fit.
+        UserInputError: the report has no plain decoding, or not exactly one of report and engine metrics was given.
         BadFile: a file cannot be read.
 
     Example:
@@ -62,10 +72,26 @@ def compare(
         >>> residuals.predicted_prompts, residuals.measured_prompts
         (2, 2)
     """
+    if (report is None) == (engine_metrics is None):
+        raise UserInputError("expected either --report or --engine-metrics. Give the one that was measured.")
+    plan_record, plan_sha256, _ = _load(plan, PLAN_FILE.read)
+    if engine_metrics is not None:
+        if as_paths(profiles) or fit is not None:
+            raise UserInputError(
+                "--profile and --fit price the passes of a report, expected neither with --engine-metrics. Leave them out."
+            )
+        if not isinstance(engine_metrics, EngineReport):
+            engine_metrics = read_engine_metrics(engine_metrics, policy=plan_record.policy)
+        return compare_engine(plan_record, plan_sha256, engine_metrics)
+    assert report is not None
+    return _compare_run(plan, report, as_paths(profiles), None if fit is None else Path(fit))
+
+
+def _compare_run(plan: Given[Plan], report: Given[RunReport], profile_paths: tuple[Path, ...], fit: Path | None) -> Residuals:
+    """Compare a plan with a run in the bundled runtime."""
     plan_record, plan_sha256, _ = _load(plan, PLAN_FILE.read)
     report_record, report_sha256, run_command = _load(report, REPORT_FILE.read)
-    profile_paths = as_paths(profiles)
-    pricing = load_pricing(plan_record, profile_paths, None if fit is None else Path(fit))
+    pricing = load_pricing(plan_record, profile_paths, fit)
     plain_arm = _check(plan_record, plan_sha256, report_record)
     rounds, plain = report_record.plan_arm.rounds, plain_arm.rounds
     priced, plain_priced = _price(plan_record, rounds, pricing), _price_plain(plan_record, plain, pricing)
@@ -94,13 +120,15 @@ def compare(
     return Residuals(
         plan_sha256=plan_sha256,
         report_sha256=report_sha256,
+        engine=S2D.name,
         device=report_record.device,
         pricing="plan" if pricing is None else "evidence",
         predicted_prompts=chosen.rounds.num_prompts,
         measured_prompts=rounds.num_prompts,
         predicted_speedup=predicted,
         repriced_speedup=repriced,
-        measured_speedup=measured.speedup,
+        measured_speedup=measured.speedup.value,
+        measured_interval=measured.speedup,
         predicted_tokens_per_round=chosen.rounds.tokens_per_round,
         measured_tokens_per_round=rounds.tokens_per_round,
         repriced_round_s=total_s / rounds.num_rounds,

@@ -16,7 +16,7 @@ from perfmodel.core.units import Frac, Tokens, format_frac, format_signed_frac
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.results.plan import Plan
 from perfmodel.results.report import RunReport
-from perfmodel.results.residuals import PassResidual
+from perfmodel.results.residuals import PassResidual, Residuals
 
 GOOD_ERROR_FRAC: Frac = 0.02
 """The accuracy that this project aims at. Smaller errors need no new measurement, however narrow the intervals."""
@@ -82,6 +82,35 @@ def next_step(errors: Errors, plan: Plan, report: RunReport, files: ComparedFile
     if abs(errors.acceptance_frac) >= abs(errors.latency_frac):
         return f"most of the error is in the acceptance: {_record_acceptance_again(plan, report.max_new_tokens, files)}"
     return _repeat_on_quiet_machine(plan, report, files) or _measure_latency_again(errors, plan, files)
+
+
+def next_engine_step(residuals: Residuals, plan: Plan) -> str:
+    """What to measure again after a run in an engine; nothing if the errors are small or the intervals explain them."""
+    acceptance = abs(residuals.acceptance_error_frac)
+    latency = None if residuals.latency_error_frac is None else abs(residuals.latency_error_frac)
+    larger = max(acceptance, latency or 0.0)
+    if larger <= GOOD_ERROR_FRAC:
+        known = "the error of the acceptance is" if latency is None else "both errors are"
+        return f"nothing: {known} within {format_frac(GOOD_ERROR_FRAC)}"
+    if latency is not None and latency > acceptance and residuals.engine not in (None, plan.engine):
+        return f"most of the error is in the seconds, which are of another engine. Plan again with --engine {residuals.engine}"
+    predicted = plan.chosen.speedup.speedup
+    value = residuals.measured_speedup or residuals.repriced_speedup
+    explained = explained_frac(predicted, residuals.measured_interval or Interval(value=value, low=value, high=value))
+    if predicted.low <= value <= predicted.high and larger <= explained:
+        which = (
+            "the interval of the plan explains"
+            if residuals.measured_interval is None
+            else "the intervals of plan and run explain"
+        )
+        known = "the error is" if latency is None else "both errors are"
+        return f"nothing: {known} within {format_frac(explained)}, which {which}"
+    if latency is None or acceptance >= latency:
+        command = profile_command(plan, latency=False, acceptance=True)
+        return f"most of the error is in the acceptance: record it on prompts like those that were served: {command}"
+    worst = worst_pass(residuals.passes)
+    kind = "" if worst is None else f", mostly in {worst.arm} {worst.kind} passes ({format_signed_frac(worst.error_frac)})"
+    return f"most of the error is in the seconds{kind}: profile the engine again with the options it was served with"
 
 
 def explained_frac(predicted: Interval, measured: Interval) -> Frac:

@@ -27,7 +27,7 @@ def profile_engine_command(plan: Plan, draft: str) -> str:
     models = ["--target", model_folder(plan.target.name), "--draft", draft]
     weights, threads = _weights_word(plan, engine), plan.device.num_threads
     flags = [*models, *prompts_flags(plan.target.name), *(["--weights", weights] if weights else [])]
-    flags += ["--threads", str(threads)] if threads is not None else []
+    flags += ["--device", "cuda"] if threads is None else ["--threads", str(threads)]
     return shlex.join(["s2d-profile", "engine", "--engine", engine.name, *flags, "-o", f"{engine.name}.engine.json"])
 
 

@@ -89,29 +89,14 @@ class TreeContention:
 
     def _waits_s(self) -> dict[str, Seconds]:
         """Seconds that each thread has waited since it started; empty if the system does not count them."""
-        members = (self._process, *descendants(self._process, self._proc))
-        threads = (thread for member in members for thread in (self._proc / str(member) / "task").glob("*"))
-        waits = ((thread.name, thread_waited_s(thread / "schedstat")) for thread in threads)
-        return {name: waited_s for name, waited_s in waits if waited_s is not None}
-
-
-def descendants(process: int, proc: Path = Path("/proc")) -> list[int]:
-    """The processes below a process.
-
-    Args:
-        process: its id.
-        proc: where the system shows its processes.
-    """
-    children: dict[int, list[int]] = {}
-    for stat in proc.glob("[0-9]*/stat"):
+        members: list[int] = [self._process]
+        waits_s: dict[str, Seconds] = {}
         try:
-            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
-        except (OSError, IndexError):  # it has ended
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    members, below = [], [process]
-    while below:
-        found = children.get(below.pop(), [])
-        members += found
-        below += found
-    return members
+            while members:
+                for thread in (self._proc / str(members.pop()) / "task").glob("*"):
+                    members += map(int, (thread / "children").read_text().split())
+                    waited_s = thread_waited_s(thread / "schedstat")
+                    waits_s |= {} if waited_s is None else {thread.name: waited_s}
+        except OSError:  # the system does not show children, or the process has just ended
+            return {}
+        return waits_s

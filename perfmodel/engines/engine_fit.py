@@ -12,6 +12,7 @@ takes V(1).
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.units import Frac, Seconds, Tokens, format_frac
@@ -106,11 +107,13 @@ class EngineFit:
 
     @property
     def label(self) -> str:
-        """`2 exits x 3 lengths run in llama.cpp b11434, ± 4.1 % (one sigma)`."""
+        """`2 exits x 3 lengths run in llama.cpp b11434, ± 4.1 % (one sigma)`, and how far the engine's timers are off."""
         exits, lengths = len(self.profiled_exits), len(self.lengths)
         counts = f"{exits} exit{'s' if exits > 1 else ''} x {lengths} length{'s' if lengths > 1 else ''}"
         name = f"{self.setting.engine} {self.setting.version}"
-        return f"{counts} run in {name}, ± {format_frac(self.error_frac)} (one sigma)"
+        timers = [abs(run.fitted_draft_s / run.draft_s - 1) for run in self.runs if run.draft_s]
+        check = f"; its own draft timers differ by {format_frac(median(timers))} in the median" if timers else ""
+        return f"{counts} run in {name}, ± {format_frac(self.error_frac)} (one sigma){check}"
 
     def verify_s(self, rows: float) -> Seconds:
         """Seconds of a verification: linear between the measured points, and with the last slope beyond, if it rises.

@@ -305,7 +305,7 @@ OPENVINO = Engine(
             role="dtype",
             name="optimum-cli export openvino --weight-format",
             default="fp32 below 1e9 weights, int8 above",
-            note="fp32, fp16, int8 or int4, written into the files; both models in one format. bf16 is arithmetic on fp16 files",
+            note="fp32, fp16, int8 or int4, written into the files; both models alike. bf16 is arithmetic on fp16 files",
             source=_OV_EXPORT,
         ),
         EngineOption(

@@ -90,5 +90,16 @@ def _widen_first_passes(rounds: RoundStats, stage: int, counts: Counter[PassName
 
 
 def _verifications(rounds: RoundStats) -> list[PassCount]:
-    """Verifications of at least one drafted token."""
-    return [passes for passes in rounds.passes if passes.kind == "verify" and passes.rows > 1]
+    """Verifications of rounds in which the draft ran.
+
+    A floor that drops its token may leave a block empty. Each such round has dropped a token; other rounds without a drafted
+    token are the last ones of their texts.
+    """
+    num_dropped = rounds.num_passes("exit") - rounds.num_drafted
+    blocks = [passes for passes in rounds.passes if passes.kind == "verify" and passes.rows > 1]
+    empty = [passes for passes in rounds.passes if passes.kind == "verify" and passes.rows == 1 and num_dropped]
+    for passes in empty:
+        number = min(passes.num_passes, num_dropped)
+        cached_tokens = round(passes.cached_tokens_sum * number / passes.num_passes)
+        blocks.append(replace(passes, num_passes=number, cached_tokens_sum=cached_tokens))
+    return blocks

@@ -107,8 +107,9 @@ def _latency_level(plan: Plan) -> str:
 def _verdict(plans: EnginePlans) -> str:
     fastest = plans.plans[0]
     gains = [plan.speedup.value for plan in plans.plans]
-    text = f"{_name(fastest)} is predicted to be the fastest: {format_rate(fastest.tokens_per_s)}."
+    text = f"{_name(fastest)} is predicted to decode {format_rate(fastest.tokens_per_s)}."
     if len(gains) > 1:
+        text = f"{_name(fastest)} is predicted to be the fastest: {format_rate(fastest.tokens_per_s)}."
         text += f" The same draft is worth {format_speedup(min(gains))} to {format_speedup(max(gains))}, by engine."
     if any(plan.engine_setting is None and plan.engine != "s2d" for plan in plans.plans):
         text += " Engines that were not run differ in launches and in the passes of a round only."

@@ -13,8 +13,9 @@ from perfmodel.core.units import Frac, Seconds
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.passes import PassKind
 
-Pricing = Literal["evidence", "plan"]
-"""How the measured rounds were priced: each pass shape by the plan's latency evidence, or each kind of pass by its mean."""
+Pricing = Literal["evidence", "plan", "counters"]
+"""How the measured rounds were priced: each pass shape by the plan's latency evidence, each kind of pass by its mean, or an
+engine's counters of rounds and drafted tokens by the plan's means."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,45 +44,59 @@ class Residuals(Printable):
 
     S is the predicted speedup, M the measured one, and X that of the measured rounds at the plan's prices. Then
     S - M = (S - X) + (X - M). The first difference comes from the rounds alone, the second from the seconds alone. Both are
-    given as fractions of M.
+    given as fractions of M. An engine that reports no seconds has no M: the first is then a fraction of X.
     """
 
     plan_sha256: str
     report_sha256: str
+    """Of the run's report, or of what was read from an engine's metrics."""
+    engine: str | None
+    """The engine that ran; None if its metrics do not name it."""
     device: DeviceKey
+    """Of the plan. An engine's metrics do not say where it ran."""
     pricing: Pricing
     predicted_prompts: int
-    measured_prompts: int
+    measured_prompts: int | None
+    """None if the engine does not count its requests."""
     predicted_speedup: float
     repriced_speedup: float
     """X in the equation above."""
-    measured_speedup: Interval
+    measured_speedup: float | None
+    """M in the equation above; None if an engine's metrics have no seconds, or plain decoding was not measured."""
+    measured_interval: Interval | None
+    """The measured speedup with its 90 % interval over the prompts; None if the prompts were not timed one by one."""
     predicted_tokens_per_round: float
     measured_tokens_per_round: float
     repriced_round_s: Seconds
-    measured_round_s: Seconds
+    measured_round_s: Seconds | None
+    """None if an engine's metrics have no seconds or no rounds."""
     passes: tuple[PassResidual, ...]
     next_step: str
     """What to measure again, or a statement that nothing is needed."""
+    predicted_by_position: tuple[Frac, ...] = ()
+    """Entry i: share of the rounds that accept at least i + 1 tokens; empty unless an engine reports it."""
+    measured_by_position: tuple[Frac, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What an engine's metrics do not contain, how they count, and what may not fit the plan."""
 
     @property
     def acceptance_error_frac(self) -> Frac:
-        """Error of the speedup from different rounds: (S - X) / M."""
-        return (self.predicted_speedup - self.repriced_speedup) / self.measured_speedup.value
+        """Error of the speedup from different rounds: (S - X) / M, or (S - X) / X if M is unknown."""
+        return (self.predicted_speedup - self.repriced_speedup) / (self.measured_speedup or self.repriced_speedup)
 
     @property
-    def latency_error_frac(self) -> Frac:
-        """Error of the speedup from different seconds for the same rounds: (X - M) / M."""
-        return (self.repriced_speedup - self.measured_speedup.value) / self.measured_speedup.value
+    def latency_error_frac(self) -> Frac | None:
+        """Error of the speedup from different seconds for the same rounds: (X - M) / M; None if M is unknown."""
+        return None if self.measured_speedup is None else self.repriced_speedup / self.measured_speedup - 1
 
     @property
-    def total_error_frac(self) -> Frac:
-        """Error of the speedup: (S - M) / M, the sum of the two."""
-        return (self.predicted_speedup - self.measured_speedup.value) / self.measured_speedup.value
+    def total_error_frac(self) -> Frac | None:
+        """Error of the speedup: (S - M) / M, the sum of the two; None if M is unknown."""
+        return None if self.measured_speedup is None else self.predicted_speedup / self.measured_speedup - 1
 
     @property
     def inputs(self) -> dict[str, str]:
-        """SHA-256 of the plan and the report, by role."""
+        """SHA-256 of the plan and of the report or the engine's metrics, by role."""
         return {"plan": self.plan_sha256, "report": self.report_sha256}
 
     def blocks(self, *, explain: bool = False) -> Sequence[Block]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from perfmodel.acceptance.splits import SPLITS
 from perfmodel.core.blocks import Command, as_text
 from perfmodel.core.console import EXIT_ANSWERED, add_common_flags, answer_options, print_err, print_out
+from perfmodel.core.overwriting import OutputFolder
 from profiler.engines.engine_request import DEFAULT_LENGTHS, EngineProfileRequest, next_command, read_engine_prompts
 from s2d.commands.arguments import layers
 from s2d.prompt_files.read_as import add_read_flags, read_as
@@ -39,7 +40,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     work_help = (
         "folder for exits and converted checkpoints, which later profiles reuse (default: engine-models beside the file)"
     )
-    add("--work", type=Path, metavar="FOLDER", help=work_help)
+    add("--work", type=OutputFolder(), metavar="FOLDER", help=work_help)
     add_common_flags(parser, result="engine profile")
 
 

@@ -86,8 +86,7 @@ def engine_models(request: EngineProfileRequest, prompts: Sequence[Prompt]) -> E
     tokenizer = load_tokenizer(target)
     check_same_vocabulary(load_tokenizer(draft), tokenizer)
     check_vocab_sizes(target_geometry.name, target_geometry.vocab_size, draft_geometry.name, draft_geometry.vocab_size)
-    requested = requested_exits(request.exits) if sidecar is None else None  # all exits of a nested draft identify it
-    available = find_exits(draft, draft_geometry.num_layers, requested, is_self=False).layers
+    available = _available_exits(draft, draft_geometry.num_layers, request.exits)
     exits = chosen_exits(request.exits, available)
     folder = request.models_folder
     with translate_write_errors(folder):
@@ -109,6 +108,18 @@ def engine_models(request: EngineProfileRequest, prompts: Sequence[Prompt]) -> E
         prompts=encoded,
         context_tokens=_longest_text(encoded, request.max_new_tokens, context_tokens),
     )
+
+
+def _available_exits(draft: Path, num_layers: int, requested: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The exits of the draft, as a trace of it has them; as requested, if some of those are not among its own.
+
+    Raises:
+        BadPolicy: the draft is not that deep.
+    """
+    own = find_exits(draft, num_layers, None, is_self=False).layers
+    if requested is None or set(requested) <= set(own):
+        return own
+    return find_exits(draft, num_layers, requested_exits(requested), is_self=False).layers
 
 
 def _exit_folder(folder: Path, draft: Path, layer: int) -> Path:

@@ -1,4 +1,4 @@
-"""`s2d-engines`: which engines plans are made for, and everything that is known about one."""
+"""`s2d-engines`: list and show the engines that plans are made for, install one, and convert a model for one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 from collections.abc import Sequence
 
 from perfmodel.core.console import EXIT_ANSWERED, add_subcommand, add_verbose_flag, make_parser, print_out, run_command
+from s2d.commands.engine_install_verbs import add_convert_flags, add_install_flags, convert, install
 
 PROG = "s2d-engines"
 JSON_HELP = "print JSON instead of text"
 
 
 def main_engines(argv: Sequence[str] | None = None) -> int:
-    """`s2d-engines`: list the engines, or show one."""
+    """`s2d-engines`: list, show or install engines, or convert a model for one."""
     parser = make_parser(
         PROG,
         "Engines that plans are made for: what each executes, its options, metrics, constraints and known failures.",
@@ -70,5 +71,17 @@ def _show(args: argparse.Namespace) -> None:
 _VERBS = {
     "list": ("list the engines, and what each can execute", "s2d-engines list", _add_list_flags, _list),
     "show": ("show everything known about one engine, with sources", "s2d-engines show llama.cpp", _add_show_flags, _show),
+    "install": (
+        "install an engine in an environment of its own",
+        "s2d-engines install onnxruntime",
+        add_install_flags,
+        install,
+    ),
+    "convert": (
+        "write a model in the files that an engine loads",
+        "s2d-engines convert --engine llama.cpp --weights q8_0 ref-target-16 target-16.q8_0.gguf",
+        add_convert_flags,
+        convert,
+    ),
 }
 """For every verb: its purpose, an example, the function that adds its flags, and the function that runs it."""

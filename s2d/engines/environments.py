@@ -12,8 +12,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfmodel.core.errors import UnknownName, UserInputError
+from perfmodel.core.errors import UserInputError
 from perfmodel.core.files import FileFormat
+from perfmodel.engines.find_engine import find_engine
 from s2d.engines.recipes import NOT_INSTALLED_HERE, RECIPES, Recipe
 
 ENGINES_VARIABLE = "S2D_ENGINES"
@@ -45,55 +46,70 @@ def engines_folder() -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "s2d" / "engines"
 
 
+def engine_folder(engine: str, folder: Path | None = None) -> Path:
+    """The folder of an engine's environment. It need not exist.
+
+    Args:
+        engine: name or alias of an engine.
+        folder: the folder of all engines; None: `engines_folder()`.
+
+    Raises:
+        UnknownName: there is no such engine.
+    """
+    return (folder or engines_folder()).absolute() / find_engine(engine).name
+
+
 def find_recipe(engine: str) -> Recipe:
     """The recipe of an engine.
 
     Raises:
-        UnknownName: no engine of this name has one.
+        UnknownName: there is no such engine.
         UserInputError: the engine cannot be installed by us; the message says what to do.
     """
-    if engine in NOT_INSTALLED_HERE:
-        raise UserInputError(f"{engine} is not installed by s2d-engines: {NOT_INSTALLED_HERE[engine]}.")
-    if engine == _BUNDLED:
-        raise UserInputError(f"engine {engine!r} is the runtime of this project: it needs no environment of its own.")
-    if engine not in RECIPES:
-        raise UnknownName("engine to install", engine, RECIPES, listed_in="s2d-engines list")
-    return RECIPES[engine]
+    name = find_engine(engine).name
+    if name in NOT_INSTALLED_HERE:
+        raise UserInputError(f"{name} is not installed by s2d-engines: {NOT_INSTALLED_HERE[name]}.")
+    if name == _BUNDLED:
+        raise UserInputError(f"engine {name!r} is the runtime of this project: it needs no environment of its own.")
+    return RECIPES[name]
 
 
 def engine_environment(engine: str) -> EngineEnvironment | None:
     """What is installed for an engine; None if nothing is.
 
     Raises:
+        UnknownName: there is no such engine.
         BadFile: the marker of its environment cannot be read.
     """
-    marker = engines_folder() / engine / MARKER
+    marker = engine_folder(engine) / MARKER
     return ENVIRONMENT_FILE.read(marker).record if marker.is_file() else None
 
 
 def is_installed(engine: str) -> bool:
-    """Whether `engine_python` has an interpreter for an engine."""
-    return engine == _BUNDLED or (engines_folder() / engine / MARKER).is_file() or _is_importable_here(engine)
+    """Whether `engine_python` has an interpreter for an engine.
+
+    Raises:
+        UnknownName: there is no such engine.
+    """
+    return (engine_folder(engine) / MARKER).is_file() or _runs_here(engine)
 
 
 def engine_python(engine: str) -> Path:
-    """The interpreter of an engine's environment. For `transformers` it may be the current one.
+    """The interpreter of an engine's environment. For `transformers` it may be the current one, for `s2d` it always is.
 
     Raises:
         UserInputError: the engine is not installed; the message names the command that installs it.
         UnknownName: there is no such engine.
     """
-    if engine == _BUNDLED:
-        return Path(sys.executable)
-    find_recipe(engine)
-    folder = engines_folder() / engine
+    folder = engine_folder(engine)
     python = folder / "bin" / "python"
     if (folder / MARKER).is_file() and python.exists():
         return python
-    if _is_importable_here(engine):
+    if _runs_here(engine):
         return Path(sys.executable)
+    find_recipe(engine)
     raise UserInputError(
-        f"engine {engine!r} is not installed in {os.fspath(folder)!r}: run s2d-engines install {engine}, or set "
+        f"engine {folder.name!r} is not installed in {os.fspath(folder)!r}: run s2d-engines install {folder.name}, or set "
         f"{ENGINES_VARIABLE} to the folder in which it is."
     )
 
@@ -102,13 +118,16 @@ def engine_program(engine: str, name: str) -> Path | None:
     """A program that an engine's environment was built with, such as `llama-server`; None if it has none of that name.
 
     Raises:
+        UnknownName: there is no such engine.
         BadFile: the marker of its environment cannot be read.
     """
     environment = engine_environment(engine)
     if environment is None or name not in environment.programs:
         return None
-    return engines_folder() / engine / "bin" / name
+    return engine_folder(engine) / "bin" / name
 
 
-def _is_importable_here(engine: str) -> bool:
-    return engine == "transformers" and importlib.util.find_spec("transformers") is not None
+def _runs_here(engine: str) -> bool:
+    """Whether the current interpreter has the engine: our runtime, or transformers if it is installed."""
+    name = find_engine(engine).name
+    return name == _BUNDLED or (name == "transformers" and importlib.util.find_spec("transformers") is not None)

@@ -100,6 +100,9 @@ def _check_installed() -> None:
 
 def _check_rope(folder: Path, config: DecoderConfig) -> None:
     rope = config.rope_parameters
+    if rope["rope_type"] == "llama3" and ARCHITECTURES[config.model_type] != "llama":
+        problem = f"llama.cpp reads 'llama3' positions of Llama models only, not of {config.model_type}"
+        raise BadFile(folder / "config.json", problem, "Serve this model in an engine that reads Hugging Face folders")
     given = [key for key in _UNSUPPORTED_ROPE if rope.get(key) is not None]
     if rope["rope_type"] == "yarn" and given:
         problem = f"YaRN positions with {given[0]} {rope[given[0]]!r}, which GGUF files cannot state"

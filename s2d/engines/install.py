@@ -24,7 +24,7 @@ from s2d.engines.environments import (
     ENVIRONMENT_FILE,
     MARKER,
     EngineEnvironment,
-    engines_folder,
+    engine_folder,
     find_recipe,
 )
 from s2d.engines.recipes import Recipe, SourceBuild
@@ -49,7 +49,7 @@ class InstallRequest:
     @property
     def environment(self) -> Path:
         """The folder of its environment."""
-        return (self.folder or engines_folder()).absolute() / self.engine
+        return engine_folder(self.engine, self.folder)
 
 
 def install_commands(request: InstallRequest) -> tuple[Command, ...]:
@@ -100,7 +100,7 @@ def install_engine(request: InstallRequest, report: Callable[[str], None]) -> Pa
 def _write_marker(request: InstallRequest, version: str) -> None:
     recipe = find_recipe(request.engine)
     environment = EngineEnvironment(
-        engine=request.engine,
+        engine=request.environment.name,
         packages=recipe.packages,
         programs=_source_build(request, recipe).programs if request.from_source else (),
         version=version,

@@ -3,14 +3,13 @@
 import os
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from perfmodel.core.errors import UserInputError
 from s2d.engines.environments import engine_python
+from s2d.engines.processes.interpreter import engine_variables
 
 _MAX_ERROR_LINES = 12
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-"""Converters read a local folder. These variables keep their libraries from asking a hub about it."""
 
 
 def run_converter(engine: str, arguments: Sequence[str]) -> None:
@@ -23,18 +22,22 @@ def run_converter(engine: str, arguments: Sequence[str]) -> None:
     Raises:
         UserInputError: the engine is not installed, or the converter failed; a note has the end of its output.
     """
-    run_tool([str(engine_python(engine)), *arguments])
+    run_tool([str(engine_python(engine)), *arguments], engine_variables(engine, None))
 
 
-def run_tool(command: Sequence[str]) -> None:
+def run_tool(command: Sequence[str], variables: Mapping[str, str] = os.environ) -> None:
     """Run a command, and wait for it.
+
+    Args:
+        command: the program and its arguments.
+        variables: its environment variables.
 
     Raises:
         UserInputError: it failed; a note has the end of its output.
     """
     done = subprocess.run(
         command,
-        env=os.environ | _OFFLINE,
+        env=dict(variables),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -40,7 +40,7 @@ class Engine:
 
 
 def _speculation(is_drafted: list[bool]) -> dict[str, Any]:
-    """Counts of the rounds after the first, whose tokens come together. A round ends with the target's token, or at the limit."""
+    """Counts of the rounds after the first, whose tokens come together. The target's token or the limit ends a round."""
     ends = [index for index, drafted in enumerate(is_drafted) if not drafted or index == len(is_drafted) - 1]
     num_first = ends[0] + 1
     return {

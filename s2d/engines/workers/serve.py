@@ -53,7 +53,7 @@ def _load(path: str) -> Any:
 
 
 def _one_line(err: Exception) -> str:
-    return f"{type(err).__name__}: {' '.join(str(err).split())}"[:_MAX_ERROR_CHARS]
+    return f"{type(err).__name__}: {' '.join(str(err).split())}"[:_MAX_ERROR_CHARS].rstrip(".")
 
 
 if __name__ == "__main__":

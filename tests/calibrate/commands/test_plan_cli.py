@@ -132,10 +132,9 @@ def test_help_lists_the_verbs_and_each_verb_has_a_help(capsys: pytest.CaptureFix
 
 
 def test_an_unknown_verb_or_option_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = "expected 'export', 'validate', 'design' or 'fit'"
     near = {
-        (
-            "llama-70b",
-        ): "unknown verb 'llama-70b': expected 'validate', 'design' or 'fit'. A target is given as --target llama-70b.",
+        ("llama-70b",): f"unknown verb 'llama-70b': {verbs}. A target is given as --target llama-70b.",
         ("--targett", "llama-70b"): "unknown option '--targett': did you mean '--target'?",
         ("--params", "3e9", "design"): "--params is an option of the verb 'design': expected it after the verb.",
     }

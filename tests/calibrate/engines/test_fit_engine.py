@@ -9,17 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibrate.engines.agreement import thin_agreement
 from calibrate.engines.fit_engine import fit_engine
 from calibrate.engines.observations import observe
+from calibrate.engines.predict import predict_in_engine
 from perfmodel.core.errors import OutOfDomain, UserInputError
 from perfmodel.engines.engine import RoundShape
 from perfmodel.engines.engine_fit import EngineFit
 from perfmodel.engines.engine_latency import engine_latencies
 from perfmodel.engines.engine_profile import EngineProfile
-from perfmodel.engines.round_shape import with_round_shape
 from perfmodel.policies.policy import Policy
-from perfmodel.replay.estimate import estimate
-from perfmodel.replay.replay import replay_prompts
 from tests.calibrate.engines.simulate_engine import SimulatedEngine, bent
 from tests.calibrate.factories import make_trace
 
@@ -35,10 +34,7 @@ SHAPES = (
 
 def predicted(fit: EngineFit, exit_layer: int, tokens: int) -> float:
     """The speedup that a fit predicts on the trace."""
-    policy = Policy(exits=(exit_layer,), tokens=tokens)
-    rounds = [with_round_shape(stats, fit.round_shape) for stats in replay_prompts(TRACE, policy)]
-    latencies = engine_latencies(fit, exit_layer, tokens, context_tokens=104)
-    return estimate(*latencies, rounds, replay_prompts(TRACE, None)).speedup.value
+    return predict_in_engine(fit, TRACE, Policy(exits=(exit_layer,), tokens=tokens)).speedup.value
 
 
 def errors(simulated: SimulatedEngine, fit: EngineFit, cells: Sequence[tuple[int, int]]) -> list[float]:
@@ -157,6 +153,17 @@ def test_one_exit_in_rounds_and_all_alone_predict_the_others_roughly() -> None:
     simulated = SimulatedEngine(cold_layer_s=0.0)
     fit = fit_engine(simulated.profile(TRACE, (4,), LENGTHS, alone=EXITS), TRACE, simulated.engine)
     assert max(map(abs, errors(simulated, fit, cells_of(LENGTHS)))) < 0.05
+
+
+def test_lost_agreement_is_part_of_a_prediction_on_any_prompts() -> None:
+    simulated, kept_frac = SimulatedEngine(), 0.85
+    lossy = thin_agreement(TRACE, kept_frac)
+    fit = fit_engine(simulated.profile(lossy, PROFILED_EXITS, LENGTHS), TRACE, simulated.engine)
+    policy = Policy(exits=(4,), tokens=5)
+    found = predict_in_engine(fit, TRACE, policy).speedup.value
+    assert found == pytest.approx(simulated.speedup(lossy, 4, 5), rel=0.03)
+    assert found < 0.97 * simulated.speedup(TRACE, 4, 5)
+    assert predict_in_engine(fit, TRACE, None).speedup.value == 1.0
 
 
 def test_a_profile_without_a_draft_is_refused() -> None:

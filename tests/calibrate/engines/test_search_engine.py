@@ -34,10 +34,11 @@ def by_datasheet(engine: Engine, trace: Trace = TRACE) -> Pricing:
     return replace(pricing, round_shape=engine.round_shape)
 
 
-@pytest.mark.parametrize("engine", [engine for engine in ENGINES.values() if not engine.runs_exits], ids=lambda e: e.name)
+ON_GPU = [engine for engine in ENGINES.values() if not engine.runs_exits and "cuda" in engine.devices]
+
+
+@pytest.mark.parametrize("engine", ON_GPU, ids=lambda engine: engine.name)
 def test_every_engine_gets_a_policy_that_it_can_execute(engine: Engine) -> None:
-    if "cuda" not in engine.devices:
-        pytest.skip("the datasheet is of a GPU")
     pricing = by_datasheet(engine)
     found = search_engine(engine_scenario(TRACE, pricing), engine, pricing)
     policies = [found.chosen.policy, *found.single_exits, *(scored.policy for scored in found.by_exits)]
@@ -69,6 +70,19 @@ def test_a_floor_is_used_only_if_the_engine_compares_the_confidence_of_the_trace
     assert stop_of(replace(TRANSFORMERS, floor=other)) is None
     broken = ConfidenceFloorSupport(measure="max-prob", keeps_token=True, is_recommended=False)
     assert stop_of(replace(TRANSFORMERS, floor=broken)) is None
+
+
+def test_a_floor_of_llama_cpp_drops_its_token() -> None:
+    rng = np.random.default_rng(0)
+    is_right = TRACE.accept_prob > 0.5
+    confidence = np.where(is_right, 0.9, 0.15) + 0.05 * rng.random(is_right.shape)
+    header = replace(TRACE.header, confidence="top10-prob")
+    sure = replace(TRACE, header=header, confidence=confidence.astype(np.float32))
+    pricing = by_datasheet(ENGINES["llama.cpp"], sure)
+    policy = search_engine(engine_scenario(sure, pricing), ENGINES["llama.cpp"], pricing).chosen.policy
+    assert policy is not None
+    assert isinstance(policy.stop, ConfidenceFloor)
+    assert not policy.stop.keeps_token
 
 
 def profiled() -> Pricing:

@@ -92,7 +92,8 @@ def test_the_two_errors_add_up_to_the_error_of_the_speedup(plan: Stored[Plan], p
     for residuals in both_ways(plan, report, planned):
         parts = residuals.acceptance_error_frac + residuals.latency_error_frac
         assert parts == pytest.approx(residuals.total_error_frac, abs=1e-12)
-        measured = residuals.measured_speedup.value
+        measured = residuals.measured_speedup
+        assert measured is not None
         assert residuals.total_error_frac == pytest.approx(residuals.predicted_speedup / measured - 1)
 
 

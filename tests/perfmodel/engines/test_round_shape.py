@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from perfmodel.engines.engine import RoundShape
 from perfmodel.engines.round_shape import with_round_shape
-from perfmodel.policies.policy import Policy
+from perfmodel.policies.policy import ConfidenceFloor, Policy
 from perfmodel.replay.replay import replay
 from perfmodel.replay.round_stats import RoundStats
 from tests.calibrate.factories import make_trace
@@ -64,6 +64,29 @@ def test_every_row_is_read_over_the_same_cached_tokens(stage: int, tokens: int, 
     before = math.fsum(part.cached_tokens_sum for part in rounds.passes if (part.kind, part.stage) == ("segment", stage))
     added = 0 if rereads else math.fsum(part.cached_tokens_sum for part in wide)
     assert single.cached_tokens_sum == before + added + sum(part.num_passes for part in wide)
+
+
+def test_a_dropped_token_costs_its_pass_and_an_empty_block_is_read_again_too() -> None:
+    stop = ConfidenceFloor(floor=0.6, keeps_token=False)
+    rounds = replay(TRACE, Policy(exits=(LAYERS[1],), tokens=4, stop=stop))
+    num_dropped = rounds.num_passes("exit") - rounds.num_drafted
+    shaped = with_round_shape(rounds, RoundShape(rereads_block=True))
+    blocks = rows_of(rounds, "verify", 0)
+    empty = min(num_dropped, blocks[1])
+    assert empty > 0
+    assert rows_of(shaped, "segment", 1)[1] == rounds.num_drafted + num_dropped + empty
+    assert rows_of(shaped, "exit", 1) == Counter(
+        {1: rounds.num_drafted + num_dropped + empty} | {r: n for r, n in blocks.items() if r > 1}
+    )
+
+
+def test_starting_with_the_block_widens_one_pass_of_each_round() -> None:
+    rounds = rounds_of(2, 4)
+    shaped = with_round_shape(rounds, RoundShape(starts_with_block=True))
+    wide = Counter({rows + 1: number for rows, number in rows_of(rounds, "verify", 0).items() if rows > 1})
+    single = rounds.num_drafted - sum(wide.values())
+    assert rows_of(shaped, "segment", 2) == wide + Counter({1: single})
+    assert rows_of(shaped, "exit", 2) == Counter({1: rounds.num_drafted})
 
 
 def test_several_exits_have_no_round_shape() -> None:

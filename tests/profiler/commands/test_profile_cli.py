@@ -24,11 +24,10 @@ from profiler.latency.latency_files import LatencyFiles
 from profiler.latency.measure_latency import measure_latency
 from profiler.latency.pass_log import PassLog
 from profiler.profiling import profile_pair
-from s2d.loading.model_folder import family_prompts
 from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session
 from s2d.loading.memory import CPU_WORKSPACE_BYTES
-from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
+from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS, family_prompts
 from tests.calibrate.factories import provenance, target_profile
 from tests.profiler.conftest import EXITS, Folders
 

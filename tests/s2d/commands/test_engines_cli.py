@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +46,25 @@ def test_listing_imports_neither_torch_nor_numpy() -> None:
         "sys.exit(len({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_install_prints_the_commands_that_it_would_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S2D_ENGINES", str(tmp_path / "engines"))
+    assert main_engines(["install", "ort", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{sys.executable} -m venv {tmp_path / 'engines' / 'onnxruntime'}"
+    assert not (tmp_path / "engines").exists()
+    assert main_engines(["install", "sglang"]) == 2
+    assert "sglang is not installed by s2d-engines" in capsys.readouterr().err
+
+
+def test_convert_writes_what_the_engine_loads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "target.gguf"
+    words = ["convert", "--engine", "llama-cpp", "--weights", "q8_0", "ref-target-16", str(out)]
+    assert main_engines(words) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert out.read_bytes()[:4] == b"GGUF"
+    assert main_engines(words) == 2
+    assert "this exists already" in capsys.readouterr().err

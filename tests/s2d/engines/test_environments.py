@@ -69,7 +69,7 @@ def test_our_runtime_and_transformers_run_in_this_interpreter_if_they_have_no_ot
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("onnxruntim", "unknown engine to install 'onnxruntim': did you mean 'onnxruntime'?"),
+        ("onnxruntim", "unknown engine 'onnxruntim': did you mean 'onnxruntime'"),
         ("sglang", "sglang is not installed by s2d-engines: its packages are for GPUs"),
         ("tensorrt-llm", "tensorrt-llm is not installed by s2d-engines: it runs on NVIDIA GPUs only"),
     ],

@@ -19,7 +19,7 @@ from profiler.latency.profiling_job import ProfilingJob
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.engines.gguf_file import write_gguf
-from s2d.engines.interpreter import engine_interpreter
+from s2d.engines.processes.interpreter import engine_interpreter
 from s2d.engines.session import EngineSession
 from s2d.engines.session_request import CallResult, SessionRequest
 from s2d.loading.load_model import export_exit

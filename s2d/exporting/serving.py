@@ -1,0 +1,105 @@
+"""What the files of every engine are written from, and the files themselves."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from perfmodel.core.units import Tokens
+from perfmodel.engines.engine import Engine
+from s2d.exporting.served_policy import ServedPolicy
+
+TARGET_VARIABLE = '"$TARGET"'
+"""The target in a script. The user may set it to another place."""
+PORT_VARIABLE = '"${PORT}"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """One target and one exported exit, as an engine will serve them. Paths are relative to the exported folder."""
+
+    engine: Engine
+    weights: str
+    """Storage of the weights, in the engine's words."""
+    policy: ServedPolicy
+    target: str
+    """A path inside the folder, or the user's own path or hub name."""
+    is_target_inside: bool
+    draft: str
+    """A path inside the folder."""
+    num_devices: int
+    draft_num_devices: int
+    context_tokens: Tokens
+    """Longest text that both models can read."""
+    text_tokens: Tokens
+    """Prompt and output of the plan's workload."""
+    max_batch: int
+    """Sequences decoded together."""
+    num_threads: int | None
+    """Threads of a CPU; None on a GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFile:
+    """A file to write."""
+
+    name: str
+    """Relative to the exported folder."""
+    text: str
+    purpose: str
+    """One line for the README."""
+    is_command: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFiles:
+    """The files of one engine, the first of them the one that serves."""
+
+    files: tuple[TextFile, ...]
+    notes: tuple[str, ...] = ()
+    """Facts about this engine that the README states."""
+    default_port: int | None = None
+    """Port of the server; None if the engine is a Python library."""
+
+
+def quote_words(*words: object) -> list[str]:
+    """Words of a command, each quoted for a shell."""
+    return [shlex.quote(str(word)) for word in words]
+
+
+def script(serving: Serving, purpose: str, commands: Sequence[str], *, port: int | None = None) -> str:
+    """A shell script that works wherever the folder is moved to.
+
+    Args:
+        serving: for the target's default place.
+        purpose: one sentence.
+        commands: lines after the variables.
+        port: default of the variable PORT; None without a server.
+    """
+    lines = ["#!/bin/sh", f"# {purpose}", "set -eu", 'cd -- "$(dirname -- "$0")"']
+    lines += [f'if [ -z "${{TARGET:-}}" ]; then TARGET={shlex.quote(serving.target)}; fi']
+    lines += [f"PORT=${{PORT:-{port}}}"] if port is not None else []
+    return "\n".join([*lines, *commands]) + "\n"
+
+
+def command_lines(words: Sequence[str]) -> str:
+    """A command over several lines: an option and its value on one. The user's own options follow.
+
+    Args:
+        words: already quoted.
+    """
+    lines: list[str] = []
+    for word in words:
+        is_value = bool(lines) and not word.startswith("-")
+        lines = [*lines[:-1], f"{lines[-1]} {word}"] if is_value else [*lines, word]
+    return " \\\n    ".join([*lines, '"$@"'])
+
+
+def compact_json(value: object) -> str:
+    """JSON on one line, keys in the given order."""
+    return json.dumps(value, allow_nan=False)
+
+
+def rounded_rates(serving: Serving) -> list[float]:
+    """Acceptance rates with four decimals, which keeps them from rising."""
+    return [round(rate, 4) for rate in serving.policy.acceptance_rates]

@@ -1,0 +1,111 @@
+"""No process of an engine outlives the process that started it, however that one ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from perfmodel.core.errors import EngineFailure
+from s2d.engines.processes.child_process import ChildProcess
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[3]
+WITH_GRANDCHILD = (
+    "import subprocess, sys, time\n"
+    "sleeper = [sys.executable, '-c', 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(99)']\n"
+    "print(subprocess.Popen(sleeper, start_new_session=True).pid, flush=True)\n"
+    "time.sleep(99)\n"
+)
+"""An engine that starts a process in a session of its own, which ignores SIGTERM."""
+PARENT = f"""
+import os, sys, time
+from pathlib import Path
+from s2d.engines.processes.child_process import ChildProcess
+child = ChildProcess("x", [sys.executable, "-c", {WITH_GRANDCHILD!r}], environment=dict(os.environ), log=Path(sys.argv[1]),
+                     has_pipes=True)
+print(child.pid, child.read_line().strip(), flush=True)
+if sys.argv[2] == "raise":
+    raise ValueError("on purpose")
+time.sleep(99)
+"""
+
+
+def child_of(script: str, log: Path) -> ChildProcess:
+    return ChildProcess("x", [sys.executable, "-c", script], environment=dict(os.environ), log=log, has_pipes=True)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_until_ended(pids: list[int]) -> list[int]:
+    """The processes that are still alive after 15 s."""
+    deadline_s = time.perf_counter() + 15
+    while (alive := [pid for pid in pids if not has_ended(pid)]) and time.perf_counter() < deadline_s:
+        time.sleep(0.05)
+    return alive
+
+
+@pytest.mark.parametrize("how", ["raise", signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=str)
+def test_nothing_survives_the_end_of_the_parent(tmp_path: Path, how: signal.Signals | str) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "log"), str(how)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    assert parent.stdout is not None
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    if isinstance(how, signal.Signals):
+        assert not any(map(has_ended, pids))
+        parent.send_signal(how)
+    parent.wait(timeout=20)
+    parent.stdout.close()
+    assert wait_until_ended(pids) == []
+
+
+def test_stopping_ends_grandchildren_too_and_may_be_repeated(tmp_path: Path) -> None:
+    child = child_of(WITH_GRANDCHILD, tmp_path / "log")
+    grandchild = int(child.read_line())
+    child.stop()
+    child.stop()
+    assert wait_until_ended([child.pid, grandchild]) == []
+
+
+def test_what_an_ended_command_left_running_is_ended(tmp_path: Path) -> None:
+    child = child_of(WITH_GRANDCHILD.replace("time.sleep(99)\n", ""), tmp_path / "log")
+    grandchild = int(child.read_line())
+    assert wait_until_ended([grandchild]) == []
+    child.stop()
+
+
+def test_lines_are_answered(tmp_path: Path) -> None:
+    child = child_of("print(input() * 2, flush=True)", tmp_path / "log")
+    child.write_line("ab")
+    assert child.read_line() == "abab\n"
+    child.stop()
+
+
+def test_an_ended_command_is_an_error_with_its_exit_code_and_the_end_of_its_log(tmp_path: Path) -> None:
+    child = child_of("import sys; [print(n, file=sys.stderr) for n in range(99)]; sys.exit(7)", tmp_path / "log")
+    with pytest.raises(
+        EngineFailure, match=r"(?s)engine 'x': it ended with exit code 7, expected an answer.*log'.*:\n91\n.*98$"
+    ):
+        child.read_line()
+    with pytest.raises(EngineFailure, match="it ended"):
+        child.write_line("x" * 1_000_000)  # more than a pipe holds
+    child.stop()
+
+
+def test_a_signal_is_shown_as_a_shell_shows_it(tmp_path: Path) -> None:
+    child = child_of("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", tmp_path / "log")
+    with pytest.raises(EngineFailure, match=f"exit code {128 + signal.SIGSEGV}"):
+        child.read_line()
+    child.stop()
