@@ -42,7 +42,7 @@ class EngineProfileRequest:
     lengths: tuple[Tokens, ...] = DEFAULT_LENGTHS
     """Draft lengths to run with every exit."""
     configurations: tuple[Arm, ...] | None = None
-    """What to run, plain decoding among it; None runs plain decoding, every exit alone, and every exit with every length."""
+    """What to run, plain decoding first; None runs plain decoding, every exit alone, and every exit with every length."""
     weights: str | None = None
     """Storage of the weights of both models; None takes the first that the engine's row names."""
     threads: int | None = 1
@@ -79,6 +79,8 @@ class EngineProfileRequest:
             if count is not None and count < lowest:
                 raise UserInputError(f"{flag} {count}: expected at least {lowest}.")
         _check_lengths(self.row, self.lengths)
+        if self.configurations is not None and PLAIN not in self.configurations[:1]:
+            raise UserInputError("a profile compares with plain decoding: expected it as the first of the configurations.")
 
     @property
     def row(self) -> Engine:

@@ -149,7 +149,9 @@ def _measured(request: EngineProfileRequest, prompts: Sequence[Prompt], place: W
 
 def _is_complete(kept: EngineProfile, request: EngineProfileRequest, prompts: Sequence[Prompt]) -> bool:
     """Whether a kept measurement has all calls of a request."""
-    expected = Counter({prompt.name: request.repeats for prompt in prompts})
+    names = {prompt.name for prompt in prompts}
     calls = {Arm.of(run): Counter(call.prompt for call in run.calls) for run in kept.runs}
-    is_same = (kept.max_new_tokens, kept.setting.num_threads) == (request.max_new_tokens, request.threads)
-    return is_same and all(calls.get(arm) == expected for arm in request.configurations or ())
+    if (kept.max_new_tokens, kept.setting.num_threads) != (request.max_new_tokens, request.threads):
+        return False
+    counted = [calls.get(arm, Counter()) for arm in request.configurations or ()]
+    return all(set(count) == names and min(count.values()) >= request.repeats for count in counted)

@@ -16,31 +16,31 @@ def run_of(profile: EngineProfile, arm: Arm) -> EngineRun:
     return next(run for run in profile.runs if Arm.of(run) == arm)
 
 
-def measured_speedup(plain: EngineRun, run: EngineRun, repeat: int | None = None) -> float:
+def measured_speedup(plain: EngineRun, run: EngineRun, half: int | None = None) -> float:
     """Plain seconds of a token over those of a run, totals over the same prompts.
 
     Args:
         plain: plain decoding.
         run: another configuration.
-        repeat: 0-based; None takes all repeats.
+        half: 0 takes the first half of the calls of each prompt, 1 the second; None takes all.
     """
-    return token_s(plain, repeat) / token_s(run, repeat)
+    return token_s(plain, half) / token_s(run, half)
 
 
-def token_s(run: EngineRun, repeat: int | None = None) -> Seconds:
+def token_s(run: EngineRun, half: int | None = None) -> Seconds:
     """Seconds of a token: total seconds over total tokens of all prompts, each with the mean of its calls."""
-    prompts = _calls_by_prompt(run, repeat)
+    prompts = _calls_by_prompt(run, half)
     decode_s = math.fsum(fmean(call.decode_s for call in calls) for calls in prompts)
     return decode_s / math.fsum(fmean(call.num_tokens - call.untimed_tokens for call in calls) for calls in prompts)
 
 
 def half_difference_frac(plain: EngineRun, run: EngineRun) -> Frac:
-    """Speedup of the first over that of the second repeat, minus one: twice the error of their mean."""
+    """Speedup of the first half of the repeats over that of the second, minus one: twice the error of their mean."""
     return measured_speedup(plain, run, 0) / measured_speedup(plain, run, 1) - 1
 
 
 def plain_noise_frac(plain: EngineRun) -> Frac:
-    """Plain decoding of the first against that of the second repeat, minus one."""
+    """Plain decoding of the first half of the repeats against that of the second, minus one."""
     return token_s(plain, 0) / token_s(plain, 1) - 1
 
 
@@ -50,12 +50,13 @@ def disturbed_frac(profile: EngineProfile) -> Frac:
     return sum(_is_disturbed(call) for call in calls) / len(calls)
 
 
-def _calls_by_prompt(run: EngineRun, repeat: int | None) -> list[list[EngineCall]]:
+def _calls_by_prompt(run: EngineRun, half: int | None) -> list[list[EngineCall]]:
     """The calls of each prompt, without disturbed ones where others remain."""
     prompts: dict[str, list[EngineCall]] = {}
     for call in run.calls:
         prompts.setdefault(call.prompt, []).append(call)
-    chosen = [calls if repeat is None else [calls[repeat]] for calls in prompts.values()]
+    halves = [(calls[: (len(calls) + 1) // 2], calls[len(calls) // 2 :]) for calls in prompts.values()]
+    chosen = prompts.values() if half is None else [pair[half] for pair in halves]
     return [[call for call in calls if not _is_disturbed(call)] or calls for calls in chosen]
 
 
