@@ -189,8 +189,7 @@ def recorded_call(prompt: EnginePrompt, result: CallResult, waited_frac: Frac | 
 
 def _number(value: Json) -> float | None:
     """A positive number; None for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    return float(value) if is_number else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
 
 
 def log_folder(request: EngineProfileRequest) -> Path:
