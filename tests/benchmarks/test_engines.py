@@ -25,7 +25,7 @@ from perfmodel.core.provenance import make_provenance
 from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE, EngineCall, EngineProfile, EngineRun
 from perfmodel.engines.known_engines import ENGINES
 from perfmodel.policies.policy import ConfidenceFloor
-from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest, arms_of
+from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest
 from s2d.engines.environments import is_installed
 from s2d.loading.load_model import load_model
 from s2d.prompts.conversation import Prompt
@@ -125,7 +125,7 @@ def test_held_out_configurations_differ_from_the_profiles(size: EngineSize) -> N
         (setting.label, pair)
         for setting in size.settings
         for pair in setting.held_out
-        if drafting(*pair) in arms_of(ends, setting.profile_lengths)
+        if drafting(*pair) in setting.profiled(ends)
     ]
     assert offenders == []
 

@@ -14,7 +14,7 @@ from perfmodel.engines.engine import Engine
 from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE, EngineProfile
 from perfmodel.policies.policy import ConfidenceFloor, Policy
 from perfmodel.results.plan import Plan
-from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest, arms_of
+from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest
 from profiler.engines.profile_engine import run_profile_engine
 from s2d.prompts.conversation import Prompt
 
@@ -64,7 +64,7 @@ def measure_setting(setting: Setting, size: EngineSize, evidence: PairEvidence, 
         EngineFailure: it fails.
     """
     evidence = on_prompts(evidence, setting.num_prompts)
-    profiled = arms_of((evidence.exits[0], evidence.exits[-1]), setting.profile_lengths)
+    profiled = setting.profiled(evidence.exits)
     request = _request(setting, size, evidence, place, "profile", profiled)
     profile = _measured(request, evidence.calibration_prompts[: size.profile_prompts], place)
     plan_request = PlanRequest(engine=setting.engine, trace=evidence.calibration, profiles=(request.file,))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Tokens
 from perfmodel.engines.find_engine import engine_weights, find_engine
-from profiler.engines.engine_request import DEFAULT_LENGTHS, Arm
+from profiler.engines.engine_request import DEFAULT_LENGTHS, Arm, arms_of
 from shared import common  # noqa: F401 makes the checkout importable
 
 
@@ -19,6 +19,8 @@ class Setting:
     """In the engine's words."""
     profile_lengths: tuple[Tokens, ...] = DEFAULT_LENGTHS
     """Draft lengths of the profile, with the first and the last exit."""
+    first_exit_lengths: tuple[Tokens, ...] = ()
+    """More draft lengths of the profile, with the first exit only: where seconds of a verification are no line in its rows."""
     held_out: tuple[tuple[int, Tokens], ...]
     """Exits and draft lengths to predict. The profile has none of these pairs."""
     num_prompts: int
@@ -28,6 +30,11 @@ class Setting:
     def label(self) -> str:
         """`llama.cpp q8_0`."""
         return f"{self.engine} {self.weights}"
+
+    def profiled(self, exits: Sequence[int]) -> tuple[Arm, ...]:
+        """The configurations of the profile, by the exits of the draft."""
+        product = arms_of((exits[0], exits[-1]), self.profile_lengths)
+        return tuple(dict.fromkeys((*product, *(drafting(exits[0], length) for length in self.first_exit_lengths))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +53,9 @@ class EngineSize:
 FAMILY_CONFIGS = ((1, 3), (1, 6), (2, 3), (2, 5), (2, 8), (4, 2), (4, 3), (4, 5), (4, 8), (4, 11), (6, 3), (6, 6))
 """Of `ref-draft`: two exits that no profile drafts with, and other lengths of the two that it does."""
 SLOW_CONFIGS = ((1, 4), (2, 3), (4, 3), (4, 5), (4, 8), (6, 4))
+UNEVEN_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
+"""llama.cpp multiplies by tiles of rows: with f32 weights, 5 rows take 0.8 of the seconds of 4 (docs/log.md)."""
+UNEVEN_CONFIGS = ((2, 2), (2, 3), (2, 5), (2, 8), (4, 2), (4, 3), (4, 4), (4, 5), (4, 8), (4, 11), (6, 3), (6, 6))
 _SLOW_PROMPTS = 24
 _PROMPTS = 32
 _RESTARTED_LENGTHS = (2, 7)
@@ -55,6 +65,10 @@ _RESTARTED_CONFIGS = ((2, 3), (4, 3), (4, 5), (4, 10))
 
 def _fast(engine: str, weights: str) -> Setting:
     return Setting(engine=engine, weights=weights, held_out=FAMILY_CONFIGS, num_prompts=_PROMPTS)
+
+
+def _uneven(engine: str, weights: str) -> Setting:
+    return replace(_fast(engine, weights), first_exit_lengths=UNEVEN_LENGTHS, held_out=UNEVEN_CONFIGS)
 
 
 def _slow(engine: str, weights: str) -> Setting:
@@ -75,9 +89,9 @@ FULL = EngineSize(
     settings=(
         _fast("onnxruntime", "f32"),
         _fast("onnxruntime", "int4"),
-        _fast("llama.cpp", "f32"),
-        _fast("llama.cpp", "bf16"),
-        _fast("llama.cpp", "q8_0"),
+        _uneven("llama.cpp", "f32"),
+        _uneven("llama.cpp", "bf16"),
+        _uneven("llama.cpp", "q8_0"),
         _fast("openvino", "f32"),
         _fast("openvino", "bf16"),
         _fast("s2d", "fp32"),
@@ -91,18 +105,25 @@ FULL = EngineSize(
     max_new_tokens=64,
     num_repeats=2,
 )
-_BIG_CONFIGS = ((2, 3), (2, 4), (4, 3), (4, 7))
+_BIG_CONFIGS = ((4, 1), (4, 3), (4, 4), (2, 7))
 
 
-def _big(engine: str, weights: str) -> Setting:
-    return Setting(engine=engine, weights=weights, profile_lengths=(2, 6), held_out=_BIG_CONFIGS, num_prompts=3)
+def _big(engine: str, weights: str, first_exit_lengths: tuple[Tokens, ...] = ()) -> Setting:
+    return Setting(
+        engine=engine,
+        weights=weights,
+        profile_lengths=(2, 6),
+        first_exit_lengths=first_exit_lengths,
+        held_out=_BIG_CONFIGS,
+        num_prompts=3,
+    )
 
 
 BIG = EngineSize(
     settings=(
-        _big("llama.cpp", "bf16"),
-        _big("llama.cpp", "q8_0"),
-        _big("llama.cpp", "q4_0"),
+        _big("llama.cpp", "bf16", (1, 3, 4)),
+        _big("llama.cpp", "q8_0", (1, 3, 4)),
+        _big("llama.cpp", "q4_0", (1, 3, 4)),
         _big("onnxruntime", "f32"),
         _big("onnxruntime", "int4"),
         _big("openvino", "bf16"),
