@@ -60,6 +60,8 @@ class EngineCall:
     """Seconds in the target, by the engine's own timers."""
     waited_frac: Frac | None = None
     """Share of the call in which other programs had the processor; None if unknown."""
+    estimated_tokens_per_round: float | None = None
+    """Tokens of a round by the engine's own formula, from its mean acceptance (ONNX Runtime GenAI)."""
     untimed_tokens: Tokens = 1
     """Emitted tokens that `decode_s` does not cover: 1 where the prompt's pass emits the first token, 0 where decoding does."""
 

@@ -41,6 +41,8 @@ class EngineProfileRequest:
     """Exits to run; None takes the first and the last of the draft."""
     lengths: tuple[Tokens, ...] = DEFAULT_LENGTHS
     """Draft lengths to run with every exit."""
+    configurations: tuple[Arm, ...] | None = None
+    """What to run, plain decoding first; None runs plain decoding, every exit alone, and every exit with every length."""
     weights: str | None = None
     """Storage of the weights of both models; None takes the first that the engine's row names."""
     threads: int | None = 1
@@ -77,6 +79,8 @@ class EngineProfileRequest:
             if count is not None and count < lowest:
                 raise UserInputError(f"{flag} {count}: expected at least {lowest}.")
         _check_lengths(self.row, self.lengths)
+        if self.configurations is not None and PLAIN not in self.configurations[:1]:
+            raise UserInputError("a profile compares with plain decoding: expected it as the first of the configurations.")
 
     @property
     def row(self) -> Engine:
@@ -112,6 +116,8 @@ class Arm:
     """None: no draft."""
     draft_tokens: Tokens
     is_draft_alone: bool
+    floor: float | None = None
+    """Confidence floor in the engine's own measure; None: no floor."""
 
     @property
     def is_plain(self) -> bool:
@@ -120,15 +126,18 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """`plain`, `exit 4 alone`, `exit 4, 5 tokens`."""
+        """`plain`, `exit 4 alone`, `exit 4, 5 tokens`, `exit 4, 20 tokens, floor 0.4`."""
         if self.exit_layer is None:
             return "plain"
-        return f"exit {self.exit_layer} alone" if self.is_draft_alone else f"exit {self.exit_layer}, {self.draft_tokens} tokens"
+        if self.is_draft_alone:
+            return f"exit {self.exit_layer} alone"
+        floor = "" if self.floor is None else f", floor {self.floor:g}"
+        return f"exit {self.exit_layer}, {self.draft_tokens} tokens{floor}"
 
     @classmethod
     def of(cls, run: EngineRun) -> Arm:
         """The configuration of a run."""
-        return cls(exit_layer=run.exit_layer, draft_tokens=run.draft_tokens, is_draft_alone=run.is_draft_alone)
+        return cls(exit_layer=run.exit_layer, draft_tokens=run.draft_tokens, is_draft_alone=run.is_draft_alone, floor=run.floor)
 
 
 PLAIN = Arm(exit_layer=None, draft_tokens=0, is_draft_alone=False)
@@ -143,10 +152,11 @@ def arms_of(exits: Sequence[int], lengths: Sequence[Tokens]) -> tuple[Arm, ...]:
 
 def processes_of(arms: Sequence[Arm], engine: str, interface: Interface | None) -> tuple[tuple[Arm, ...], ...]:
     """The configurations that share a process: those of one exit, if the engine takes a length with every call."""
-    shared: dict[tuple[int | None, bool, Tokens], list[Arm]] = {}
+    shared: dict[tuple[int | None, bool, Tokens, float | None], list[Arm]] = {}
     for arm in arms:
-        length = min(arm.draft_tokens, 1) if can_change_length(engine, interface) else arm.draft_tokens
-        shared.setdefault((arm.exit_layer, arm.is_draft_alone, length), []).append(arm)
+        can_change = can_change_length(engine, interface)
+        length, floor = (min(arm.draft_tokens, 1), None) if can_change else (arm.draft_tokens, arm.floor)
+        shared.setdefault((arm.exit_layer, arm.is_draft_alone, length, floor), []).append(arm)
     return tuple(map(tuple, shared.values()))
 
 

@@ -21,9 +21,9 @@ from perfmodel.engines.engine_profile import EngineCall, EngineRun
 from profiler.engines.engine_models import EngineModels, EnginePrompt
 from profiler.engines.engine_request import Arm, EngineProfileRequest, processes_of
 from s2d.engines.session import EngineSession, SessionRequest
-from s2d.engines.session_request import CallResult
+from s2d.engines.session_request import CallResult, Json, can_change_length
 
-_PROCESS_BYTES: Mapping[str, Bytes] = {"vllm": 4 * GIB, "sglang": 4 * GIB, "transformers": GIB, "s2d": GIB}
+_PROCESS_BYTES: Mapping[str, Bytes] = {"vllm": 9 * GIB // 4, "sglang": 4 * GIB, "transformers": GIB, "s2d": GIB}
 """Memory of a process of an engine beside its models' files; others need `_OTHER_PROCESS_BYTES`."""
 _OTHER_PROCESS_BYTES = 512 * MIB
 _CONVERTED_FACTOR = 2
@@ -69,7 +69,7 @@ class EngineMeasurement:
             EngineRun(
                 exit_layer=arm.exit_layer,
                 draft_tokens=arm.draft_tokens,
-                floor=None,
+                floor=arm.floor,
                 is_draft_alone=arm.is_draft_alone,
                 calls=tuple(calls),
             )
@@ -100,7 +100,10 @@ class EngineMeasurement:
                 for step in steps:
                     recorded[step.arm, step.prompt.name] -= 1
                     left += [step] if recorded[step.arm, step.prompt.name] < 0 else []
-                planned += [(group, left)] if left else []
+                if left and planned and planned[-1][0] is group:
+                    planned[-1][1].extend(left)  # the processes run on
+                elif left:
+                    planned.append((group, left))
         return planned
 
     def measure(
@@ -134,11 +137,11 @@ class EngineMeasurement:
                 on_call(step, following is None or following.prompt != step.prompt)
 
     def _call(self, session: EngineSession, step: Step) -> EngineCall:
-        request, ids, length = self._request, step.prompt.token_ids, step.arm.draft_tokens
+        request, ids, arm = self._request, step.prompt.token_ids, step.arm
         if request.warm_up_tokens > 1:
-            session.call(ids, request.warm_up_tokens, length)
+            session.call(ids, request.warm_up_tokens, arm.draft_tokens, arm.floor)
         contention = TreeContention(session.pid)
-        result = session.call(ids, request.max_new_tokens, length)
+        result = session.call(ids, request.max_new_tokens, arm.draft_tokens, arm.floor)
         return recorded_call(step.prompt, result, contention.waited_frac)
 
     def _session_request(self, process: Process) -> SessionRequest:
@@ -153,7 +156,7 @@ class EngineMeasurement:
             num_threads=request.threads,
             context_tokens=self._models.context_tokens,
             draft_tokens=max(member.draft_tokens for member in process),
-            floor=None,
+            floor=None if can_change_length(request.row.name, request.interface) else arm.floor,
             log=log_folder(request) / f"{request.row.name}-{name}.log",
             interface=request.interface,
         )
@@ -179,8 +182,14 @@ def recorded_call(prompt: EnginePrompt, result: CallResult, waited_frac: Frac | 
         draft_s=result.draft_s,
         verify_s=result.verify_s,
         waited_frac=waited_frac,
+        estimated_tokens_per_round=_number(result.raw.get("expected_tokens_per_round")),
         untimed_tokens=result.untimed_tokens,
     )
+
+
+def _number(value: Json) -> float | None:
+    """A positive number; None for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
 
 
 def log_folder(request: EngineProfileRequest) -> Path:

@@ -133,7 +133,7 @@ class _Profiling:
 
     def __init__(self, request: EngineProfileRequest, models: EngineModels, device: str, provenance: Provenance) -> None:
         self._request, self._models, self._device, self._provenance = request, models, device, provenance
-        self._arms = arms_of(models.exits, request.lengths)
+        self._arms = request.configurations or arms_of(models.exits, request.lengths)
         self._kept = ENGINE_PROFILE_FILE.read(request.partial_file).record if request.partial_file.exists() else None
         calls: Calls = {}
         if self._kept is not None:

@@ -33,7 +33,9 @@ class FakeSession:
     def __exit__(self, *_: object) -> None:
         """Nothing to end."""
 
-    def call(self, prompt: Sequence[int], max_new_tokens: int, draft_tokens: int | None = None) -> CallResult:
+    def call(
+        self, prompt: Sequence[int], max_new_tokens: int, draft_tokens: int | None = None, floor: float | None = None
+    ) -> CallResult:
         cls = type(self)
         if cls.fails_after is not None and len(cls.calls) >= cls.fails_after:
             raise KeyboardInterrupt
@@ -46,7 +48,7 @@ class FakeSession:
             decode_s=1.0 / (1 + length),
             untimed_tokens=1,
             num_rounds=(max_new_tokens - 1) // (1 + length) if length else None,
-            raw={},
+            raw={} if floor is None else {"expected_tokens_per_round": 10 * floor},
         )
 
 

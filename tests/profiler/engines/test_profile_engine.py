@@ -15,7 +15,7 @@ from perfmodel.core.units import GIB
 from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE, EngineProfile
 from profiler.commands.profile_cli import main_profile
 from profiler.engines import engine_models, measure_engine, profile_engine
-from profiler.engines.engine_request import EngineProfileRequest, read_engine_prompts
+from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest, read_engine_prompts
 from profiler.engines.profile_engine import run_profile_engine
 from s2d.loading.model_folder import find_model
 from s2d.loading.sidecar import Sidecar, write_sidecar
@@ -69,6 +69,25 @@ def test_lengths_of_one_exit_share_a_process(fake: type[FakeSession]) -> None:
     fake.opened.clear()
     run(small_request(repeats=1, engine="vllm"))
     assert len(fake.opened) == 7
+
+
+def test_requested_configurations_run_alone_with_their_floors_and_the_engines_own_estimate(fake: type[FakeSession]) -> None:
+    floored = Arm(exit_layer=4, draft_tokens=5, is_draft_alone=False, floor=0.25)
+    profile = run(small_request(repeats=1, configurations=(PLAIN, floored)))
+    assert [Arm.of(part) for part in profile.runs] == [PLAIN, floored]
+    assert {call.estimated_tokens_per_round for call in profile.runs[1].calls} == {2.5}
+    assert len(fake.opened) == 2
+
+
+def test_configurations_begin_with_plain_decoding() -> None:
+    alone = Arm(exit_layer=4, draft_tokens=0, is_draft_alone=True)
+    with pytest.raises(UserInputError, match="expected it as the first of the configurations"):
+        small_request(configurations=(alone, PLAIN))
+
+
+def test_processes_of_a_group_run_on_from_one_repeat_to_the_next(fake: type[FakeSession]) -> None:
+    run(small_request(repeats=3))
+    assert len(fake.opened) == 5
 
 
 def test_processes_that_do_not_fit_together_run_in_groups_each_with_plain_decoding(

@@ -1,0 +1,1 @@
+"""Parts of engines.py: what it measures, predicts, checks and writes."""
