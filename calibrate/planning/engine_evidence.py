@@ -11,7 +11,7 @@ from calibrate.inputs.acceptance import Acceptance
 from calibrate.inputs.device import Device, resolve_device
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.pricing.pricing import Pricing
-from calibrate.pricing.unprofiled import UNPROFILED_ERROR_FRAC, UnprofiledLatency
+from calibrate.pricing.unprofiled import UnprofiledLatency
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.files import Stored, file_schema
 from perfmodel.core.units import Frac, format_frac
@@ -159,16 +159,25 @@ def resolve_engine_device(request: DeviceRequest, engine: Engine) -> Device:
     return device
 
 
+def draft_on_all_devices(device: Device, pricing: Pricing, engine: Engine) -> Device | None:
+    """The device with the draft split as the target is; None if the engine allows what was priced, or if it was requested."""
+    number = pricing.device.num_devices
+    is_required = any(constraint.check == "draft-parallelism" for constraint in engine.constraints)
+    if not is_required or device.draft_num_devices is not None or pricing.draft_num_devices == number:
+        return None
+    return replace(device, num_devices=number, draft_num_devices=number)
+
+
 def with_engine_error(pricing: Pricing, engine: Engine) -> Pricing:
     """Prices by a datasheet, with the error of an engine that was not run; unchanged for the bundled runtime."""
     if engine.runs_exits:
         return pricing
-    error = f"its kernels in {engine.title} ± {format_frac(UNPROFILED_ERROR_FRAC)} more"
+    draft, target = UnprofiledLatency(pricing.draft), UnprofiledLatency(pricing.target)
+    source = f"not run in {engine.title}, ± {format_frac(target.error_frac)} (one sigma)"
     evidence = tuple(
-        replace(part, description=f"{part.description}; {error}") if part.role.endswith(" latency") else part
+        replace(part, description=f"{source}; {part.description}") if part.role.endswith(" latency") else part
         for part in pricing.evidence
     )
-    draft, target = UnprofiledLatency(pricing.draft), UnprofiledLatency(pricing.target)
     return replace(pricing, draft=draft, target=target, evidence=evidence, round_shape=engine.round_shape)
 
 
