@@ -111,7 +111,7 @@ def test_the_verdict_says_what_the_order_does_not_mean(files: list[str], plans: 
     elsewhere = replace(first.plan, device=replace(first.plan.device, num_threads=8))
     text = unfolded(str(replace(plans, engines=(replace(first, plan=elsewhere), *others))))
     assert "Devices or threads differ: tokens/s compare machines too, speedups do not." in text
-    guessed = tuple(replace(part, level="extrapolated") for part in first.plan.evidence)
+    guessed = tuple(replace(part, level="roofline") for part in first.plan.evidence)
     text = unfolded(str(replace(plans, engines=(replace(first, plan=replace(first.plan, evidence=guessed)), *others))))
     assert "The latencies rest on different evidence." in text
     by_datasheet = plan_engines(PlanRequest(target="llama-70b", device=DeviceRequest(device="h100")))
