@@ -101,6 +101,8 @@ def round_text(engine: Engine) -> str:
         parts.append("the first draft pass reads the verified block again, up to K + 2 rows")
     if shape.catches_up_apart:
         parts.append("one more draft pass after a fully accepted block")
+    if shape.drafts_past_limit:
+        parts.append("the last block of a text has K tokens too")
     return "; ".join(parts)
 
 
