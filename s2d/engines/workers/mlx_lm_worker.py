@@ -5,11 +5,13 @@ draft, the tokens of the first round come together and are not timed: that round
 """
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Engine:
     """A model and its draft; the draft length can change from call to call."""
+
+    options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, settings: dict[str, Any]) -> None:
         import mlx_lm
