@@ -26,6 +26,8 @@ from s2d.prompts.conversation import Prompt, check_texts
 
 DEFAULT_LENGTHS: tuple[Tokens, ...] = (2, 5, 8)
 """With plain decoding, they show verification of 1, 3, 6 and 9 rows, between which its seconds are interpolated."""
+_CPU_FILES = ("onnxruntime",)
+"""Engines whose files depend on the device, and are written for CPUs."""
 _FLOATS = ("fp32", "bf16", "fp16")
 
 
@@ -224,6 +226,8 @@ def _check_device(engine: Engine, device: Literal["cpu", "cuda"]) -> None:
     if device not in engine.devices:
         expected = " or ".join(engine.devices)
         raise UserInputError(f"--device {device}: {engine.title} runs on {expected}. Give another --device, or another engine.")
+    if device == "cuda" and engine.name in _CPU_FILES:
+        raise UserInputError(f"--device cuda: models of {engine.title} are converted for CPUs here. Give --device cpu.")
 
 
 def _check_weights(engine: Engine, weights: str) -> None:

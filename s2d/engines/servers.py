@@ -25,6 +25,8 @@ from s2d.engines.session_request import LLAMA_SERVER_VARIABLE, CallResult, Json,
 _DTYPES = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
 _LLAMA_BATCH: Tokens = 2048
 """Tokens of a prompt that llama.cpp reads in one call of `llama_decode`, its default."""
+_LLAMA_GPU = "CUDA0"
+"""A build without CUDA refuses this name, where it would otherwise run on the CPU. Not run by us."""
 _LLAMA_OPTIONS = {"--flash-attn": "auto", "--cache-type-k": "f16", "--cache-type-v": "f16"}
 _XLLAMACPP_SERVER = Path(__file__).with_name("workers") / "xllamacpp_server.py"
 
@@ -108,11 +110,16 @@ class LlamaServer(Server):
         """One slot, no prompt cache, and the engine's defaults."""
         request, program = self.request, self.program()
         if program[-1] == str(_XLLAMACPP_SERVER):
+            if request.num_threads is None:
+                raise UserInputError(
+                    "the server inside xllamacpp runs on a CPU, expected one for the GPU that was requested. Set "
+                    f"${LLAMA_SERVER_VARIABLE} to a llama-server that was built for it."
+                )
             return [*program, self._settings()]
         words = [*program, "--model", str(request.target), "--host", HOST, "--port", str(self.port), "--parallel", "1"]
         words += ["--ctx-size", str(request.context_tokens), "--cache-ram", "0", "--no-cache-prompt", "--metrics", "--offline"]
         words += ["--fit", "off", "--no-ui", *(word for option in _LLAMA_OPTIONS.items() for word in option)]
-        words += [] if request.num_threads is None else ["--threads", str(request.num_threads)]
+        words += ["--device", _LLAMA_GPU] if request.num_threads is None else ["--threads", str(request.num_threads)]
         if request.draft is not None:
             words += ["--spec-type", "draft-simple", "--spec-draft-model", str(request.draft)]
             words += ["--spec-draft-n-max", str(request.draft_tokens), "--spec-draft-p-min", str(request.floor or 0.0)]

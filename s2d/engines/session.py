@@ -95,13 +95,15 @@ class EngineSession:
 
         Raises:
             EngineFailure: the engine fails, ends, or emits another number of tokens.
-            ValueError: the engine cannot change the length or the floor from call to call.
+            ValueError: the engine cannot change the length or the floor from call to call, or the length is too large.
         """
         request = self.request
         length = request.draft_tokens if draft_tokens is None else draft_tokens
         limit = request.floor if floor is None else floor
         if (length, limit) != (request.draft_tokens, request.floor) and not self.can_change_length:
             raise ValueError(f"engine {request.engine!r} keeps its draft length and floor: start another session")
+        if length > request.draft_tokens:
+            raise ValueError(f"a draft of {length} tokens: expected at most {request.draft_tokens}, for which the session started")
         result = self._running.call(prompt, max_new_tokens, draft_tokens=length, floor=limit)
         if len(result.tokens) != max_new_tokens:
             problem = f"it emitted {len(result.tokens)} tokens in place of {max_new_tokens}"

@@ -7,8 +7,8 @@
 import time
 from typing import Any
 
-_PRECISION_HINTS = {"f32": "f32", "fp32": "f32", "bf16": "bf16", "f16": "f16", "fp16": "f16"}
-"""Arithmetic by storage of the weights; other storages leave it to the engine."""
+_PRECISION_HINTS = {"f32": "f32", "fp32": "f32", "bf16": "bf16"}
+"""Arithmetic by storage of the weights; other storages leave it to the engine, as exported scripts do."""
 
 
 class Engine:

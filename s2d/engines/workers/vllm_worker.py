@@ -19,7 +19,10 @@ class Engine:
     def __init__(self, settings: dict[str, Any]) -> None:
         os.environ |= _environment(settings["num_threads"], settings.get("cache_gib", 1))
         import vllm
+        from vllm.platforms import current_platform
 
+        if current_platform.is_cpu() and settings["num_threads"] is None:
+            raise RuntimeError("this build of vLLM runs on a CPU, and a GPU was requested")
         self._vllm = vllm
         self.version = vllm.__version__
         self.options = {"max_num_seqs": 1, "enable_prefix_caching": False}

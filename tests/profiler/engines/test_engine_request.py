@@ -47,6 +47,7 @@ def test_lengths_that_the_engine_does_not_take_are_refused(lengths: tuple[int, .
     ("changes", "message"),
     [
         ({"engine": "openvino", "threads": None}, "--device cuda: OpenVINO GenAI runs on cpu"),
+        ({"threads": None}, "--device cuda: models of ONNX Runtime GenAI are converted for CPUs here"),
         ({"engine": "tensorrt-llm"}, "--device cpu: TensorRT-LLM runs on cuda"),
         (
             {"engine": "vllm", "weights": "fp8"},

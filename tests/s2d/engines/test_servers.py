@@ -82,6 +82,14 @@ def test_plain_decoding_has_no_options_of_speculation(installed: Path, tmp_path:
         assert not [word for word in command if "spec" in word]
 
 
+def test_a_gpu_needs_a_server_that_was_built_for_it(installed: Path, tmp_path: Path) -> None:
+    assert words_after(list(server_for("llama.cpp", tmp_path, num_threads=None).command()), "--device") == "CUDA0"
+    (tmp_path / "own" / "llama.cpp" / "bin" / "llama-server").rename(tmp_path / "own" / "llama.cpp" / "bin" / "python")
+    assert "xllamacpp_server.py" in " ".join(server_for("llama.cpp", tmp_path).command())
+    with pytest.raises(UserInputError, match=r"xllamacpp runs on a CPU.*Set \$S2D_LLAMA_SERVER"):
+        server_for("llama.cpp", tmp_path, num_threads=None).command()
+
+
 def test_what_llama_cpp_is_given_beside_the_request_is_recorded(installed: Path, tmp_path: Path) -> None:
     server = server_for("llama.cpp", tmp_path)
     assert server.options == ("flash-attn=auto", "cache-type-k=f16", "cache-type-v=f16")
