@@ -129,7 +129,7 @@ def test_an_interrupted_profile_continues_and_gives_the_same_file(fake: type[Fak
     ("changes", "message"),
     [
         ({"max_new_tokens": 20}, "max new tokens 13, not for max new tokens 20"),
-        ({"threads": 2}, "1 thread, not for onnxruntime 1.0, f32, .* 2 threads"),
+        ({"threads": 2}, "1 thread, cache=f16, not for onnxruntime 1.0, f32, .* 2 threads"),
         ({"target": "ref-target-32"}, "target ref-target-16"),
         ({"exits": (1, 4)}, "exit 2 alone"),
         ({"lengths": (2, 6)}, "exit 2, 5 tokens"),

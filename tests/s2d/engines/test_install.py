@@ -72,7 +72,8 @@ def test_the_check_at_the_end_shows_why_the_engine_cannot_be_imported(engines: P
 
 
 def test_a_whole_installation_has_a_marker_with_its_packages(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing(monkeypatch, ("true",), ("echo", "2026.1"))
+    python = engines / "openvino" / "bin" / "python"
+    failing(monkeypatch, ("mkdir", str(python.parent)), ("touch", str(python)), ("echo", "2026.1"))
     assert install_engine(InstallRequest(engine="openvino"), print) == engines / "openvino"
     environment = engine_environment("openvino")
     assert environment is not None
