@@ -21,7 +21,7 @@ from perfmodel.engines.engine_profile import EngineCall, EngineRun
 from profiler.engines.engine_models import EngineModels, EnginePrompt
 from profiler.engines.engine_request import Arm, EngineProfileRequest, processes_of
 from s2d.engines.session import EngineSession, SessionRequest
-from s2d.engines.session_request import CallResult, Json, can_change_length
+from s2d.engines.session_request import CallResult, EngineFacts, Json, can_change_length
 
 _PROCESS_BYTES: Mapping[str, Bytes] = {"vllm": 9 * GIB // 4, "sglang": 4 * GIB, "transformers": GIB, "s2d": GIB}
 """Memory of a process of an engine beside its models' files; others need `_OTHER_PROCESS_BYTES`."""
@@ -59,8 +59,8 @@ class EngineMeasurement:
         self._models = models
         self._processes = processes_of(arms, request.row.name, request.interface)
         self._calls: Calls = {arm: list(calls.get(arm, ())) for arm in arms}
-        self.version: str | None = None
-        """As the engine reports it; None before a process has started."""
+        self.facts: EngineFacts | None = None
+        """As the engine reports them; None before a process has started."""
 
     @property
     def runs(self) -> tuple[EngineRun, ...]:
@@ -111,7 +111,7 @@ class EngineMeasurement:
         group: Sequence[Process],
         steps: Sequence[Step],
         *,
-        on_start: Callable[[str], None],
+        on_start: Callable[[EngineFacts], None],
         on_call: Callable[[Step, bool], None],
     ) -> None:
         """Start the processes of a group, make some calls, and end the processes.
@@ -119,7 +119,7 @@ class EngineMeasurement:
         Args:
             group: the processes.
             steps: the calls.
-            on_start: receives the engine's version when a process has started.
+            on_start: receives what the engine reports of itself when a process has started.
             on_call: receives each call that has been recorded, and whether it is the last of its prompt.
 
         Raises:
@@ -129,8 +129,8 @@ class EngineMeasurement:
             sessions: dict[Arm, EngineSession] = {}
             for process in group:
                 session = stack.enter_context(EngineSession(self._session_request(process)))
-                on_start(session.version)
-                self.version = session.version
+                on_start(session.facts)
+                self.facts = session.facts
                 sessions |= dict.fromkeys(process, session)
             for step, following in zip(steps, [*steps[1:], None], strict=True):
                 self._calls[step.arm].append(self._call(sessions[step.arm], step))
@@ -159,6 +159,7 @@ class EngineMeasurement:
             floor=None if can_change_length(request.row.name, request.interface) else arm.floor,
             log=log_folder(request) / f"{request.row.name}-{name}.log",
             interface=request.interface,
+            cache_gib=self._models.cache_gib,
         )
 
     def _bytes(self, processes: Sequence[Process]) -> Bytes:

@@ -11,6 +11,7 @@ import torch
 from perfmodel.core.console import Progress, keep_progress, print_err, save_or_warn
 from perfmodel.core.disk import PathLike, check_writable, translate_write_errors
 from perfmodel.core.errors import MAX_LISTED_NAMES, Mismatch
+from perfmodel.core.lock import locked_folder
 from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.core.units import Bytes, Tokens
 from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE, EngineProfile, EngineRun, EngineSetting
@@ -20,9 +21,14 @@ from profiler.engines.engine_models import EngineModels, engine_models
 from profiler.engines.engine_request import DEFAULT_LENGTHS, Arm, EngineProfileRequest, arms_of, read_engine_prompts
 from profiler.engines.measure_engine import Calls, EngineMeasurement, Step, log_folder
 from profiler.machine.machine_facts import device_facts
+from s2d.engines.session import check_installed
+from s2d.engines.session_request import EngineFacts
 from s2d.loading.memory import free_device_bytes
+from s2d.model.torch_device import use_device
 from s2d.prompts.conversation import Prompt
 
+_INTERFACE = "interface="
+"""The option of a profile whose interface was requested."""
 _HASH_CHARS = 12
 """Characters of a hash in a message."""
 
@@ -99,12 +105,25 @@ def run_profile_engine(
         request: the models and settings.
         prompts: from `read_engine_prompts`.
         command: the command line for the provenance of the file; None takes that of the process.
+
+    Raises:
+        UserInputError: besides what `profile_engine` raises: another process uses the same folder of models.
     """
+    device = torch.device("cpu" if request.threads is not None else "cuda")
+    use_device(device.type)
+    check_installed(request.row.name, request.interface)
     check_writable(request.file)
-    models = engine_models(request, prompts)
     with translate_write_errors(log_folder(request)):
         log_folder(request).mkdir(parents=True, exist_ok=True)
-    device = torch.device("cpu" if request.threads is not None else "cuda")
+    with locked_folder(request.models_folder):
+        return _profile(request, prompts, device, command)
+
+
+def _profile(
+    request: EngineProfileRequest, prompts: Sequence[Prompt], device: torch.device, command: Sequence[str] | None
+) -> EngineProfile:
+    """Carry out a request while no other process uses its folder of models."""
+    models = engine_models(request, prompts)
     facts = device_facts(device)
     provenance = make_provenance(argv=command, device=facts.name, driver=facts.driver, seed=request.seed)
     profiling = _Profiling(request, models, facts.name, provenance)
@@ -138,7 +157,7 @@ class _Profiling:
         calls: Calls = {}
         if self._kept is not None:
             calls = {Arm.of(run): list(run.calls) for run in self._kept.runs}
-            check_resumable(request.partial_file, self._kept, self._with_runs(self._kept.setting.version, self._kept.runs))
+            check_resumable(request.partial_file, self._kept, self._with_runs(_facts_of(self._kept), self._kept.runs))
             self._check_calls(calls)
             print_err(f"continuing with the {sum(map(len, calls.values()))} calls in {request.partial_file}")
         self._measurement = EngineMeasurement(request, models, self._arms, calls)
@@ -146,15 +165,15 @@ class _Profiling:
     @property
     def profile(self) -> EngineProfile:
         """What has been measured."""
-        version = self._measurement.version or (self._kept.setting.version if self._kept else "")
-        return self._with_runs(version, self._measurement.runs)
+        facts = self._measurement.facts or (_facts_of(self._kept) if self._kept else EngineFacts(version=""))
+        return self._with_runs(facts, self._measurement.runs)
 
     def measure(self, free_bytes: Bytes) -> None:
         """Make the calls that are left, and save after every prompt.
 
         Raises:
             EngineFailure: the engine fails. The unfinished file keeps what was measured.
-            Mismatch: another version of the engine is installed than in the unfinished file.
+            Mismatch: another version of the engine is installed than in the unfinished file, or it gets other options.
         """
         groups = self._measurement.groups(free_bytes)
         if len(groups) > 1:
@@ -169,11 +188,11 @@ class _Profiling:
 
         with progress:
             for group, steps in planned:
-                self._measurement.measure(group, steps, on_start=self._check_version, on_call=on_call)
+                self._measurement.measure(group, steps, on_start=self._check_facts, on_call=on_call)
 
-    def _check_version(self, version: str) -> None:
-        if self._kept is not None and version != self._kept.setting.version:
-            raise _mismatch(self._request.partial_file, f"version {self._kept.setting.version}", f"version {version}")
+    def _check_facts(self, facts: EngineFacts) -> None:
+        if self._kept is not None and facts != _facts_of(self._kept):
+            raise _mismatch(self._request.partial_file, _facts_text(_facts_of(self._kept)), _facts_text(facts))
 
     def _check_calls(self, calls: Calls) -> None:
         """Refuse kept configurations and prompts that are not requested."""
@@ -184,16 +203,16 @@ class _Profiling:
             made_for = ", ".join([*extra, *(f"prompt {name!r}" for name in sorted(others))][:MAX_LISTED_NAMES])
             raise _mismatch(self._request.partial_file, made_for, "the configurations and prompts of this request")
 
-    def _with_runs(self, version: str, runs: tuple[EngineRun, ...]) -> EngineProfile:
+    def _with_runs(self, facts: EngineFacts, runs: tuple[EngineRun, ...]) -> EngineProfile:
         request, models = self._request, self._models
         setting = EngineSetting(
             engine=request.row.name,
-            version=version,
+            version=facts.version,
             weights=request.stored_weights,
             device=self._device,
             num_devices=1,
             num_threads=request.threads,
-            options=() if request.interface is None else (f"interface={request.interface}",),
+            options=(*_interface_options(request), *facts.options),
         )
         return EngineProfile(
             setting=setting,
@@ -205,6 +224,20 @@ class _Profiling:
             max_new_tokens=request.max_new_tokens,
             runs=runs,
         )
+
+
+def _interface_options(request: EngineProfileRequest) -> tuple[str, ...]:
+    return () if request.interface is None else (f"{_INTERFACE}{request.interface}",)
+
+
+def _facts_of(profile: EngineProfile) -> EngineFacts:
+    """What the engine reported of itself when a profile was measured."""
+    options = (option for option in profile.setting.options if not option.startswith(_INTERFACE))
+    return EngineFacts(version=profile.setting.version, options=tuple(options))
+
+
+def _facts_text(facts: EngineFacts) -> str:
+    return ", ".join([f"version {facts.version}", *facts.options])
 
 
 def check_resumable(path: Path, kept: EngineProfile, requested: EngineProfile) -> None:
@@ -228,7 +261,7 @@ def _field_text(profile: EngineProfile, name: str) -> str:
     """A field of a profile as text."""
     match getattr(profile, name):
         case EngineSetting() as setting:
-            return setting.label
+            return ", ".join([setting.label, *setting.options])
         case ModelGeometry() as geometry:
             return f"target {geometry.name}"
         case DraftGeometry() as draft:
