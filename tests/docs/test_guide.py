@@ -116,15 +116,4 @@ def test_the_page_of_onnx_runtime_runs_as_written(tmp_path: Path) -> None:
 
     run("\n".join(line for line in until_export.splitlines() if not line.startswith("s2d-engines install")))
     assert "PASSED" in run(serve, smoke_test)
-    exit_layer, length = planned(tmp_path / "plan.json")
-    compare = re.sub(r"--exits \d+ --lengths \d+", f"--exits {exit_layer} --lengths {length}", compare)
     assert "acceptance" in run(compare)
-
-
-def planned(plan: Path) -> tuple[int, int]:
-    """Exit and length of a plan, which depend on the machine."""
-    import s2d
-
-    policy = s2d.Plan.load(plan).policy
-    assert policy is not None
-    return policy.exits[0], policy.tokens
