@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,13 +19,26 @@ from perfmodel.engines.engine_profile_text import profile_warnings
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from profiler.engines.engine_models import EngineModels, engine_models
 from profiler.engines.engine_request import DEFAULT_LENGTHS, Arm, EngineProfileRequest, arms_of, read_engine_prompts
-from profiler.engines.measure_engine import Calls, EngineMeasurement, Step, log_folder
+from profiler.engines.measure_engine import EngineMeasurement, Part, Step, log_folder
 from profiler.machine.machine_facts import device_facts
 from s2d.loading.memory import free_device_bytes
 from s2d.prompts.conversation import Prompt
 
 _HASH_CHARS = 12
 """Characters of a hash in a message."""
+_SHARED_FIELDS = (
+    "engine",
+    "target",
+    "draft",
+    "weights",
+    "threads",
+    "interface",
+    "repeats",
+    "restarts",
+    "warm_up_tokens",
+    "models_folder",
+)
+"""What requests that are measured together have in common."""
 
 
 def profile_engine(
@@ -100,26 +114,88 @@ def run_profile_engine(
         prompts: from `read_engine_prompts`.
         command: the command line for the provenance of the file; None takes that of the process.
     """
-    check_writable(request.file)
-    models = engine_models(request, prompts)
-    with translate_write_errors(log_folder(request)):
-        log_folder(request).mkdir(parents=True, exist_ok=True)
-    device = torch.device("cpu" if request.threads is not None else "cuda")
-    facts = device_facts(device)
-    provenance = make_provenance(argv=command, device=facts.name, driver=facts.driver, seed=request.seed)
-    profiling = _Profiling(request, models, facts.name, provenance)
-    with keep_progress(request.partial_file):
-        profiling.measure(free_device_bytes(device))
-    profile = profiling.profile
-    ENGINE_PROFILE_FILE.write(request.file, profile, provenance)
-    request.partial_file.unlink(missing_ok=True)
-    for warning in profile_warnings(profile):
-        print_err(f"warning: {warning}")
+    [profile] = run_profiles_together([(request, prompts)], command=command)
     return profile
 
 
-class _Profiling:
-    """A measurement and its unfinished file.
+def run_profiles_together(
+    requests: Sequence[tuple[EngineProfileRequest, Sequence[Prompt]]], *, command: Sequence[str] | None = None
+) -> tuple[EngineProfile, ...]:
+    """Measure several profiles at once: they take turns over the whole time, so that the machine's drift is in all alike.
+
+    Args:
+        requests: the requests with their prompts, each with a file of its own. They differ only in prompts, configurations,
+            tokens and seed.
+        command: as in `run_profile_engine`.
+
+    Raises:
+        ValueError: the requests differ in other fields.
+    """
+    _check_together([request for request, _ in requests])
+    for request, _ in requests:
+        check_writable(request.file)
+    first = requests[0][0]
+    models = [engine_models(request, prompts) for request, prompts in requests]
+    with translate_write_errors(log_folder(first)):
+        log_folder(first).mkdir(parents=True, exist_ok=True)
+    device = torch.device("cpu" if first.threads is not None else "cuda")
+    facts = device_facts(device)
+    files = [
+        _ProfileFile(
+            request,
+            loaded,
+            facts.name,
+            make_provenance(argv=command, device=facts.name, driver=facts.driver, seed=request.seed),
+        )
+        for (request, _), loaded in zip(requests, models, strict=True)
+    ]
+    with ExitStack() as stack:
+        for request, _ in requests:
+            stack.enter_context(keep_progress(request.partial_file))
+        version = _measure(files, free_device_bytes(device))
+    return tuple(file.finish(version) for file in files)
+
+
+def _check_together(requests: Sequence[EngineProfileRequest]) -> None:
+    """Refuse requests that one set of processes cannot measure."""
+    first = requests[0]
+    for request in requests[1:]:
+        other = [name for name in _SHARED_FIELDS if getattr(request, name) != getattr(first, name)]
+        if other:
+            raise ValueError(f"profiles that are measured together differ in {', '.join(other)}")
+
+
+def _measure(files: Sequence[_ProfileFile], free_bytes: Bytes) -> str:
+    """Make the calls that are left, and save after every visit. The engine's version; empty if no call was left.
+
+    Raises:
+        EngineFailure: the engine fails. The unfinished files keep what was measured.
+        Mismatch: another version of the engine is installed than in an unfinished file.
+    """
+    measurement, request = EngineMeasurement([file.part for file in files]), files[0].part.request
+    groups = measurement.groups(free_bytes)
+    if len(groups) > 1:
+        print_err(f"the processes of {request.row.title} run in {len(groups)} groups, one after another")
+    planned = measurement.steps(groups)
+    progress = Progress(request.row.name, sum(len(steps) for _, steps in planned) or 1)
+
+    def on_start(version: str) -> None:
+        for file in files:
+            file.check_version(version)
+
+    def on_call(step: Step, is_last: bool) -> None:
+        progress.step(f"{step.prompt.name}, {step.arm.label}")
+        if is_last:
+            save_or_warn(lambda: files[step.part].save(measurement.version or ""))
+
+    with progress:
+        for group, steps in planned:
+            measurement.measure(group, steps, on_start=on_start, on_call=on_call)
+    return measurement.version or ""
+
+
+class _ProfileFile:
+    """A requested profile and its unfinished file.
 
     Args:
         request: what to measure.
@@ -133,52 +209,39 @@ class _Profiling:
 
     def __init__(self, request: EngineProfileRequest, models: EngineModels, device: str, provenance: Provenance) -> None:
         self._request, self._models, self._device, self._provenance = request, models, device, provenance
-        self._arms = request.configurations or arms_of(models.exits, request.lengths)
+        arms = request.configurations or arms_of(models.exits, request.lengths)
+        self.part = Part(request=request, models=models, arms=arms, calls={})
         self._kept = ENGINE_PROFILE_FILE.read(request.partial_file).record if request.partial_file.exists() else None
-        calls: Calls = {}
         if self._kept is not None:
-            calls = {Arm.of(run): list(run.calls) for run in self._kept.runs}
             check_resumable(request.partial_file, self._kept, self._with_runs(self._kept.setting.version, self._kept.runs))
-            self._check_calls(calls)
-            print_err(f"continuing with the {sum(map(len, calls.values()))} calls in {request.partial_file}")
-        self._measurement = EngineMeasurement(request, models, self._arms, calls)
+            self.part.calls.update({Arm.of(run): list(run.calls) for run in self._kept.runs})
+            self._check_calls()
+            print_err(f"continuing with the {sum(map(len, self.part.calls.values()))} calls in {request.partial_file}")
 
-    @property
-    def profile(self) -> EngineProfile:
-        """What has been measured."""
-        version = self._measurement.version or (self._kept.setting.version if self._kept else "")
-        return self._with_runs(version, self._measurement.runs)
+    def save(self, version: str) -> None:
+        """Write what has been measured to the unfinished file."""
+        if self.part.calls:
+            ENGINE_PROFILE_FILE.write(self._request.partial_file, self._with_runs(version, self.part.runs), self._provenance)
 
-    def measure(self, free_bytes: Bytes) -> None:
-        """Make the calls that are left, and save after every prompt.
+    def finish(self, version: str) -> EngineProfile:
+        """Write the file, and warn of what looks wrong. An empty version is that of the unfinished file."""
+        profile = self._with_runs(version or (self._kept.setting.version if self._kept else ""), self.part.runs)
+        ENGINE_PROFILE_FILE.write(self._request.file, profile, self._provenance)
+        self._request.partial_file.unlink(missing_ok=True)
+        for warning in profile_warnings(profile):
+            print_err(f"warning: {warning}")
+        return profile
 
-        Raises:
-            EngineFailure: the engine fails. The unfinished file keeps what was measured.
-            Mismatch: another version of the engine is installed than in the unfinished file.
-        """
-        groups = self._measurement.groups(free_bytes)
-        if len(groups) > 1:
-            print_err(f"the processes of {self._request.row.title} run in {len(groups)} groups, one after another")
-        planned = self._measurement.steps(groups)
-        progress = Progress(self._request.row.name, sum(len(steps) for _, steps in planned) or 1)
-
-        def on_call(step: Step, is_last: bool) -> None:
-            progress.step(f"{step.prompt.name}, {step.arm.label}")
-            if is_last:
-                save_or_warn(lambda: ENGINE_PROFILE_FILE.write(self._request.partial_file, self.profile, self._provenance))
-
-        with progress:
-            for group, steps in planned:
-                self._measurement.measure(group, steps, on_start=self._check_version, on_call=on_call)
-
-    def _check_version(self, version: str) -> None:
+    def check_version(self, version: str) -> None:
+        """Refuse another version of the engine than in the unfinished file."""
         if self._kept is not None and version != self._kept.setting.version:
             raise _mismatch(self._request.partial_file, f"version {self._kept.setting.version}", f"version {version}")
 
-    def _check_calls(self, calls: Calls) -> None:
+    def _check_calls(self) -> None:
         """Refuse kept configurations and prompts that are not requested."""
+        calls = self.part.calls
         lengths = {prompt.name: len(prompt.token_ids) for prompt in self._models.prompts}
-        extra = [arm.label for arm in calls if arm not in self._arms]
+        extra = [arm.label for arm in calls if arm not in self.part.arms]
         others = {call.prompt for kept in calls.values() for call in kept if lengths.get(call.prompt) != call.prompt_tokens}
         if extra or others:
             made_for = ", ".join([*extra, *(f"prompt {name!r}" for name in sorted(others))][:MAX_LISTED_NAMES])
