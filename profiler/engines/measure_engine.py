@@ -25,7 +25,13 @@ from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest, pr
 from s2d.engines.session import EngineSession, SessionRequest
 from s2d.engines.session_request import CallResult, Json, can_change_length
 
-_PROCESS_BYTES: Mapping[str, Bytes] = {"vllm": 9 * GIB // 4, "sglang": 4 * GIB, "transformers": GIB, "s2d": GIB}
+_PROCESS_BYTES: Mapping[str, Bytes] = {
+    "vllm": 9 * GIB // 4,
+    "sglang": 4 * GIB,
+    "transformers": GIB,
+    "s2d": GIB,
+    "llama.cpp": 128 * MIB,
+}
 """Memory of a process of an engine beside its models' files; others need `_OTHER_PROCESS_BYTES`."""
 _OTHER_PROCESS_BYTES = 512 * MIB
 _CONVERTED_FACTOR = 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 
@@ -149,9 +148,9 @@ def run_profiles_together(
         )
         for (request, _), loaded in zip(requests, models, strict=True)
     ]
-    with ExitStack() as stack:
-        for request, _ in requests:
-            stack.enter_context(keep_progress(request.partial_file))
+    partial = [request.partial_file for request, _ in requests]
+    kept = (partial[0], ()) if len(partial) == 1 else (partial[0].parent, [path.name for path in partial])
+    with keep_progress(kept[0], patterns=kept[1]):
         version = _measure(files, free_device_bytes(device))
     return tuple(file.finish(version) for file in files)
 

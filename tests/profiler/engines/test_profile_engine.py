@@ -139,7 +139,7 @@ def test_profiles_measured_together_continue_after_an_interruption(fake: type[Fa
     whole = run_profiles_together([(replace(part, output=Path(f"whole-{part.file}")), prompts) for part, prompts in requests])
     fake.calls.clear()
     fake.fails_after = 20
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match=r"partial result is in '\.'"):
         run_profiles_together(requests)
     kept = [ENGINE_PROFILE_FILE.read(f"{name}.partial.json").record for name in ("a", "b")]
     assert [sum(len(run.calls) for run in profile.runs) for profile in kept] == [14, 2]
