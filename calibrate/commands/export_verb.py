@@ -31,13 +31,17 @@ def add_export_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("-o", "--output", type=OutputFolder(), required=True, metavar="DIR", help="folder to make; must not exist")
     add("--explain", action="store_true", help="name all checks that were made")
     add_verbose_flag(parser)
+    parser.set_defaults(writes_file=False)  # `-o` is a folder here
 
 
 def answer_export(args: argparse.Namespace) -> None:
     """Write the folder and print what is in it."""
+    import inspect
+
     import s2d
 
-    made = s2d.export(
+    export = inspect.unwrap(s2d.export)  # without the wrapper, messages name flags and not Python arguments
+    made = export(
         args.plan,
         args.output,
         target=args.target,

@@ -11,6 +11,8 @@ from typing import Any
 from perfmodel.core.errors import BadFile, quoted
 from perfmodel.core.units import Seconds
 
+MAX_COUNT = 2**53
+"""Largest count that is read: larger ones are not exact as floats, and no server has counted so far."""
 FIX = "Give the file as the engine or its tool wrote it, complete and unedited"
 
 
@@ -72,7 +74,7 @@ class Fields:
             BadFile: the value is something else.
         """
         value = self.number(key)
-        if value is not None and value != int(value):
+        if value is not None and (value > MAX_COUNT or value != int(value)):
             raise self.error(key, "a whole number", self.values[key])
         return None if value is None else int(value)
 
@@ -126,7 +128,7 @@ class Fields:
         """
         numbers = self.numbers(key)
         for index, number in enumerate(numbers or ()):
-            if number != int(number):
+            if number > MAX_COUNT or number != int(number):
                 raise self.error(f"{key}[{index}]", "a whole number", number)
         return None if numbers is None else tuple(map(int, numbers))
 

@@ -20,6 +20,7 @@ class Metrics:
     engine: str | None
     version: str | None = None
     model: str | None = None
+    weights: str | None = None
     target_sha256: str | None = None
     draft_sha256: str | None = None
     exit_layer: int | None = None
@@ -105,6 +106,7 @@ def merged(parts: Sequence[Metrics]) -> Metrics:
         engine=first.engine,
         version=first.version,
         model=first.model,
+        weights=first.weights,
         target_sha256=first.target_sha256,
         draft_sha256=first.draft_sha256,
         exit_layer=first.exit_layer,

@@ -62,7 +62,8 @@ def read_metrics_file(path: PathLike) -> MetricsFile:
 
 def _objects(path: Path, text: str) -> tuple[Fields, ...]:
     """The objects of one JSON value, or of one value a line."""
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    # Not splitlines: texts in answers hold other line separators, which JSON leaves unescaped.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if len(lines) > 1 and _is_json(lines[0][1]):
         return tuple(_object(path, f"line {number}", _parse(path, f"line {number}", line)) for number, line in lines)
     value = _parse(path, "", text)

@@ -43,6 +43,7 @@ def read_profile_run(file: MetricsFile, policy: Policy | None) -> Metrics:
         engine=profile.setting.engine,
         version=profile.setting.version,
         model=profile.target.name,
+        weights=profile.setting.weights,
         target_sha256=profile.target_sha256,
         draft_sha256=profile.draft_sha256,
         exit_layer=layer,

@@ -8,10 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibrate.engine_metrics.fields import MAX_COUNT
 from perfmodel.core.errors import BadFile, UserInputError, quoted
 
-_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*")
+_LABELS = r'(?:[^"}]|"(?:[^"\\]|\\.)*")*'
+"""Between braces: everything up to a brace outside of quotation marks."""
+_SAMPLE = re.compile(rf"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{{({_LABELS})\}})?\s+(\S+)(?:\s+-?[0-9.]+)?(?:\s+#\s.*)?")
+"""Name, labels, value; perhaps a time, and in OpenMetrics an exemplar after `#`."""
 _LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"\s*(?:,|$)')
+_ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
 _FIX = "Save the whole answer of /metrics: curl -s http://127.0.0.1:PORT/metrics > metrics.txt"
 
 
@@ -45,16 +50,29 @@ class Snapshot:
         Raises:
             BadFile: a value is negative, NaN or infinite.
         """
-        samples = self.named(name)
-        for sample in samples:
-            if not math.isfinite(sample.value) or sample.value < 0:
-                raise BadFile(self.path, f"{name} is {sample.value!r}, expected a finite number, 0 or more", _FIX)
+        samples = self._counters(name)
         return math.fsum(sample.value for sample in samples) if samples else None
 
+    def _counters(self, name: str) -> tuple[Sample, ...]:
+        """Samples of a name, whose values are counts.
+
+        Raises:
+            BadFile: a value is negative, NaN or too large to be a count.
+        """
+        samples = self.named(name)
+        for sample in samples:
+            if not 0 <= sample.value <= MAX_COUNT:
+                raise BadFile(self.path, f"{name} is {sample.value!r}, expected a finite number, 0 or more", _FIX)
+        return samples
+
     def by_position(self, name: str) -> tuple[float, ...]:
-        """Values by their label `position`, which counts from 0; empty if there is none."""
+        """Values by their label `position`, which counts from 0; empty if there is none.
+
+        Raises:
+            BadFile: a position is not a whole number, or a value is not a count.
+        """
         totals: dict[int, float] = {}
-        for sample in self.named(name):
+        for sample in self._counters(name):
             position = sample.label("position") or ""
             if not position.isdecimal() or len(position) > 4:
                 raise BadFile(self.path, f"{name} has the position {quoted(position)}, expected a whole number", _FIX)
@@ -122,7 +140,7 @@ def parse_snapshot(path: Path, text: str) -> Snapshot:
     Raises:
         BadFile: a line is not a sample.
     """
-    return Snapshot(path=path, samples=tuple(_samples(path, text.splitlines())))
+    return Snapshot(path=path, samples=tuple(_samples(path, text.split("\n"))))
 
 
 def _samples(path: Path, lines: Iterable[str]) -> Iterable[Sample]:
@@ -151,6 +169,6 @@ def _labels(text: str) -> tuple[tuple[str, str], ...] | None:
         match = _LABEL.match(text, position)
         if match is None:
             return None
-        labels.append((match[1], match[2]))
+        labels.append((match[1], re.sub(r"\\.", lambda escape: _ESCAPES.get(escape[0], escape[0]), match[2])))
         position = match.end()
     return tuple(labels)

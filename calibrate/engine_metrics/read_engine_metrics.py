@@ -86,9 +86,12 @@ def _format_of(files: Sequence[MetricsFile], name: str | None) -> MetricsFormat:
 
 def _recognised(file: MetricsFile, name: str | None) -> MetricsFormat:
     candidates = list(FORMATS.values()) if name is None else [FORMATS[name]]
-    for candidate in candidates:
-        if candidate.matches(file):
-            return candidate
+    matches = [candidate for candidate in candidates if candidate.matches(file)]
+    if len(matches) > 1 and file.snapshot is not None:
+        names = " and ".join(candidate.name for candidate in matches)
+        raise BadFile(file.path, f"it has counters of several engines ({names})", "Name one of these with --format")
+    if matches:
+        return matches[0]
     keys = truncated(", ".join(file.keys) or "nothing", _MAX_KEYS_CHARS)
     if name is not None:
         problem = f"it has no {FORMATS[name].recognised_by}, expected {name}: {FORMATS[name].written_by}"
@@ -170,6 +173,7 @@ def _report(metrics: Metrics, plain: Metrics | None, sources: tuple[MetricsSourc
         engine=known,
         version=metrics.version,
         model=metrics.model,
+        weights=metrics.weights,
         target_sha256=metrics.target_sha256,
         draft_sha256=metrics.draft_sha256,
         exit_layer=metrics.exit_layer,

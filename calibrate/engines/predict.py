@@ -26,7 +26,7 @@ def predict_in_engine(fit: EngineFit, trace: Trace, policy: Policy | None) -> Sp
         BadPolicy: the policy uses an exit that the traced draft does not have, or another confidence measure.
     """
     left = trace if fit.agreement_kept_frac is None else thin_agreement(trace, fit.agreement_kept_frac)
-    rounds = [with_round_shape(stats, fit.round_shape) for stats in replay_prompts(left, policy)]
+    rounds = [with_round_shape(stats, fit.round_shape, policy) for stats in replay_prompts(left, policy)]
     exit_layer, draft_tokens = (None, 0) if policy is None else (policy.exits[-1], policy.tokens)
     latencies = engine_latencies(fit, exit_layer, draft_tokens, context_tokens=longest_context(trace))
     return estimate(*latencies, rounds, replay_prompts(left, None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from calibrate.engines.fit_engine import fit_engine
 from calibrate.inputs.requests import DeviceRequest
@@ -71,12 +72,20 @@ def price_by_engine_profile(
         draft_num_devices=device.num_devices,
         weights=weights,
         memory=memory_needed(pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=capacity_bytes),
-        evidence=tuple(Evidence(role=role, level=draft.level, description=fit.label, sha256=stored.sha256) for role in roles),
+        evidence=tuple(
+            Evidence(role=role, level=draft.level, description=_description(fit), sha256=stored.sha256) for role in roles
+        ),
         round_shape=engine.round_shape,
         for_policy=for_policy,
         engine_setting=profile.setting,
     )
     return pricing, fit
+
+
+def _description(fit: EngineFit) -> str:
+    """What was run, and how far the engine's own timers differ from the fit."""
+    timers = fit.timers_error_frac
+    return fit.label if timers is None else f"{fit.label}; its own draft timers differ by {format_frac(timers)} in the median"
 
 
 def check_models(profile: EngineProfile, pair: Pair) -> None:
@@ -135,26 +144,26 @@ def _check_request(request: DeviceRequest, device: DeviceKey) -> None:
             raise Mismatch("the engine profile", made_for=f"{flag} {profiled}", given=f"{flag} {requested}", fix=fix)
 
 
-def select_engine_profile(engine: Engine, profiles: dict[str, Stored[EngineProfile]]) -> Stored[EngineProfile] | None:
+def select_engine_profile(engine: Engine, profiles: dict[Path, Stored[EngineProfile]]) -> Stored[EngineProfile] | None:
     """The only profile of an engine among several files; None if there is none.
 
     Args:
         engine: to plan for.
-        profiles: by file name.
+        profiles: by their files.
 
     Raises:
         Mismatch: all profiles are of other engines.
         UserInputError: several are of this engine.
     """
-    matches = {name: stored for name, stored in profiles.items() if stored.record.setting.engine == engine.name}
+    matches = {str(path): stored for path, stored in profiles.items() if stored.record.setting.engine == engine.name}
     if len(matches) > 1:
         raise UserInputError(
             f"profiles {' and '.join(map(repr, matches))} are of {engine.title}: expected one. Give one of them, or compare "
             "them with --engine all."
         )
     if profiles and not matches:
-        name, stored = next(iter(profiles.items()))
+        path, stored = next(iter(profiles.items()))
         other = stored.record.setting.engine
         fix = f"Leave --engine out, or profile that engine: s2d-profile engine --engine {engine.name}"
-        raise Mismatch(f"profile {name!r}", made_for=f"engine {other}", given=f"engine {engine.name}", fix=fix)
+        raise Mismatch(f"profile {str(path)!r}", made_for=f"engine {other}", given=f"engine {engine.name}", fix=fix)
     return next(iter(matches.values()), None)

@@ -128,9 +128,9 @@ def _score(scenario: Scenario, pricing: Pricing, policies: Sequence[Policy | Non
 
 
 def _added_error_frac(pricing: Pricing, policy: Policy | None) -> Frac:
-    """What a policy outside the profile adds to the error of its speedup."""
+    """What a policy outside the profile adds to the error of its speedup; 0 within it."""
     draft, _ = pricing.models_for(policy)
-    return min(1.0, max(0.0, draft.error_frac - pricing.draft.error_frac))
+    return min(1.0, max(0.0, draft.error_frac - pricing.draft.error_frac)) if draft.level == "extrapolated" else 0.0
 
 
 def _best_by_exit(scored: Iterable[ScoredPolicy]) -> list[ScoredPolicy]:

@@ -13,6 +13,7 @@ from calibrate.search.search import SearchResult
 from perfmodel.acceptance.splits import document_name
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
+from perfmodel.core.units import Frac, format_frac
 from perfmodel.engines.round_shape import with_round_shape
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import estimate
@@ -54,10 +55,26 @@ def price_engine_searched(searched: SearchResult, trace: Trace, pricing: Pricing
 
 
 def levelled_evidence(pricing: Pricing, policy: Policy | None) -> tuple[Evidence, ...]:
-    """The evidence for the prices of a policy: extrapolated where the policy lies outside of what was measured."""
+    """The evidence for the prices of a policy, with the error that holds for it.
+
+    Extrapolated where the policy lies outside of what was measured.
+    """
+    if pricing.for_policy is None:
+        return pricing.evidence
     draft, target = pricing.models_for(policy)
     levels: dict[EvidenceRole, EvidenceLevel] = {"draft latency": draft.level, "target latency": target.level}
-    return tuple(replace(part, level=levels.get(part.role, part.level)) for part in pricing.evidence)
+    return tuple(
+        replace(part, level=levels[part.role], description=_with_error(part.description, draft.error_frac))
+        if part.role in levels
+        else part
+        for part in pricing.evidence
+    )
+
+
+def _with_error(description: str, error_frac: Frac) -> str:
+    """A description with the error of a speedup, before its further clauses."""
+    first, separator, others = description.partition("; ")
+    return f"{first}, ± {format_frac(error_frac)} (one sigma){separator}{others}"
 
 
 def price_paper(trace: Trace, pricing: Pricing) -> Sequence[Candidate]:
@@ -86,7 +103,8 @@ def price_candidates(policies: Mapping[str, Policy | None], trace: Trace, pricin
     """
     by_policy = rounds_by_document(trace, [None, *policies.values()])
     rounds = {
-        policy: [with_round_shape(stats, pricing.round_shape) for stats in documents] for policy, documents in by_policy.items()
+        policy: [with_round_shape(stats, pricing.round_shape, policy) for stats in documents]
+        for policy, documents in by_policy.items()
     }
     return tuple(
         Candidate(

@@ -30,7 +30,7 @@ def compare_engine(plan: Plan, plan_sha256: str, report: EngineReport) -> Residu
     Without plain decoding or seconds in the report, only the acceptance is compared.
 
     Raises:
-        Mismatch: the report is of another engine, model, exit or draft length than the plan.
+        Mismatch: the report is of another engine, storage of weights, model, exit or draft length than the plan.
         UserInputError: the report has no acceptance.
     """
     policy, total, chosen = _check(plan, report), report.total, plan.chosen
@@ -44,7 +44,7 @@ def compare_engine(plan: Plan, plan_sha256: str, report: EngineReport) -> Residu
         device=plan.device,
         pricing="counters",
         predicted_prompts=chosen.rounds.num_prompts,
-        measured_prompts=total.num_requests,
+        measured_prompts=report.num_prompts,
         predicted_speedup=chosen.speedup.speedup.value,
         repriced_speedup=tokens_per_round / round_s / chosen.speedup.plain_tokens_per_s,
         measured_speedup=report.speedup_value,
@@ -63,7 +63,7 @@ def compare_engine(plan: Plan, plan_sha256: str, report: EngineReport) -> Residu
 
 
 def _check(plan: Plan, report: EngineReport) -> Policy:
-    """Refuse a report of another engine, model, exit or draft length; returns the plan's policy."""
+    """Refuse a report of another engine, storage of weights, model, exit or draft length; returns the plan's policy."""
     policy = plan.policy
     if policy is None:
         fix = "Plan again with the draft that was served, or compare plain decoding by its speed alone"
@@ -71,8 +71,10 @@ def _check(plan: Plan, report: EngineReport) -> Policy:
     if len(policy.exits) > 1:
         fix = "Plan for the engine: s2d-plan --engine NAME"
         raise Mismatch("the plan", made_for=policy.label, given="an engine, which drafts with one exit alone", fix=fix)
+    setting = plan.engine_setting
     pairs = (
         ("engine", plan.engine if plan.engine != S2D.name else None, report.engine),
+        ("weights", None if setting is None else setting.weights, report.weights),
         ("target", plan.target_sha256, report.target_sha256),
         ("draft", plan.draft_sha256, report.draft_sha256),
         ("exit", policy.exits[-1], report.exit_layer),
@@ -162,6 +164,9 @@ def _notes(plan: Plan, report: EngineReport) -> Iterator[str]:
     """What may not fit the plan, and what is missing for the speedup."""
     if report.engine not in (None, plan.engine):
         yield f"the plan prices the bundled runtime, the run was in {report.engine}: plan for it with --engine {report.engine}"
+    profiled = None if plan.engine_setting is None else plan.engine_setting.version
+    if None not in (profiled, report.version) and profiled != report.version:
+        yield f"the plan's engine was profiled in version {profiled}, the run was in {report.version}"
     if report.model is not None and not _same_name(report.model, plan.target.name):
         yield f"the engine served {report.model!r}, the plan's target is {plan.target.name!r}: check that they are one model"
     if report.concurrency is not None and report.concurrency > plan.workload.batch:

@@ -10,6 +10,8 @@ from calibrate.engines.agreement import thin_agreement
 from calibrate.inputs.acceptance import Acceptance
 from calibrate.inputs.device import Device, resolve_device
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
+from calibrate.pricing.pricing import Pricing
+from calibrate.pricing.unprofiled import UnprofiledLatency
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.files import Stored, file_schema
 from perfmodel.core.units import Frac, format_frac
@@ -77,28 +79,28 @@ def check_bundled(request: PlanRequest, what: str) -> None:
         )
 
 
-def engine_profiles(paths: Iterable[Path]) -> dict[str, Stored[EngineProfile]]:
-    """The engine profiles among some profiles, by file name.
+def engine_profiles(paths: Iterable[Path]) -> dict[Path, Stored[EngineProfile]]:
+    """The engine profiles among some profiles, by their files.
 
     Raises:
         BadFile: a path does not hold a file of this project.
     """
-    return {path.name: ENGINE_PROFILE_FILE.read(path) for path in paths if file_schema(path) == ENGINE_PROFILE_FILE.schema}
+    return {path: ENGINE_PROFILE_FILE.read(path) for path in paths if file_schema(path) == ENGINE_PROFILE_FILE.schema}
 
 
-def check_profiles(engine: Engine, request: PlanRequest, profiles: dict[str, Stored[EngineProfile]]) -> None:
+def check_profiles(engine: Engine, request: PlanRequest, profiles: dict[Path, Stored[EngineProfile]]) -> None:
     """Refuse profiles of the bundled runtime's passes for another engine, and both kinds together.
 
     Raises:
         Mismatch: the passes of one program cannot price another.
         UserInputError: both kinds of profiles are given, or a fit beside an engine profile.
     """
-    others = [path.name for path in request.profiles if path.name not in profiles]
+    others = [str(path) for path in request.profiles if path not in profiles]
     if profiles and (others or request.fit is not None):
         other = repr(others[0]) if others else "--fit"
         raise UserInputError(
-            f"{next(iter(profiles))!r} holds an engine's own seconds and prices both models: expected no other latency beside "
-            f"it. Leave {other} out."
+            f"{str(next(iter(profiles)))!r} holds an engine's own seconds and prices both models: expected no other latency "
+            f"beside it. Leave {other} out."
         )
     if others and not engine.runs_exits:
         fix = f"Profile the engine: s2d-profile engine --engine {engine.name}. Or leave --profile out to price by a datasheet"
@@ -155,6 +157,28 @@ def resolve_engine_device(request: DeviceRequest, engine: Engine) -> Device:
     if request.mode is None and _can_launch(device.hardware, engine):
         return replace(device, mode=engine.mode)
     return device
+
+
+def draft_on_all_devices(device: Device, pricing: Pricing, engine: Engine) -> Device | None:
+    """The device with the draft split as the target is; None if the engine allows what was priced, or if it was requested."""
+    number = pricing.device.num_devices
+    is_required = any(constraint.check == "draft-parallelism" for constraint in engine.constraints)
+    if not is_required or device.draft_num_devices is not None or pricing.draft_num_devices == number:
+        return None
+    return replace(device, num_devices=number, draft_num_devices=number)
+
+
+def with_engine_error(pricing: Pricing, engine: Engine) -> Pricing:
+    """Prices by a datasheet, with the error of an engine that was not run; unchanged for the bundled runtime."""
+    if engine.runs_exits:
+        return pricing
+    draft, target = UnprofiledLatency(pricing.draft), UnprofiledLatency(pricing.target)
+    source = f"not run in {engine.title}, ± {format_frac(target.error_frac)} (one sigma)"
+    evidence = tuple(
+        replace(part, description=f"{source}; {part.description}") if part.role.endswith(" latency") else part
+        for part in pricing.evidence
+    )
+    return replace(pricing, draft=draft, target=target, evidence=evidence, round_shape=engine.round_shape)
 
 
 def _loaded_dtype(device: Device, engine: Engine) -> Dtype:

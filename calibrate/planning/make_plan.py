@@ -20,9 +20,11 @@ from calibrate.planning.candidates import levelled_evidence, price_engine_search
 from calibrate.planning.engine_evidence import (
     check_acceptance,
     check_profiles,
+    draft_on_all_devices,
     engine_profiles,
     requested_engine,
     resolve_engine_device,
+    with_engine_error,
     with_kept_agreement,
 )
 from calibrate.planning.suggest_after_plan import next_command, plan_notes
@@ -251,13 +253,15 @@ def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:
         device = resolve_engine_device(request.device, engine)
         weights = pair_weights(pair.draft, pair.target, device.dtype, stored)
         pricing = price_by_datasheet(pair, device, weights, context_tokens=context_tokens)
-        return acceptance, replace(pricing, round_shape=engine.round_shape)
+        if (shared := draft_on_all_devices(device, pricing, engine)) is not None:
+            pricing = price_by_datasheet(pair, shared, weights, context_tokens=context_tokens)
+        return acceptance, with_engine_error(pricing, engine)
     if stored is not None:
         _LOG.warning("%s is stored as %s; profiles and fits price it with plain weights", pair.target.name, stored.text)
     pricing = price_by_profiles(
         pair, request.profiles, request.fit, request.device, sampling=pair.sampling, context_tokens=context_tokens
     )
-    return acceptance, replace(pricing, round_shape=engine.round_shape)
+    return acceptance, with_engine_error(pricing, engine)
 
 
 def _price_by_engine(

@@ -56,29 +56,24 @@ def command_for_engine(plans: EnginePlans, request: PlanRequest, command: Sequen
     """
     fastest = plans.fastest
     words = without_flag(command, "--engine", "--output", "-o")
-    profiles = engine_profiles(request.profiles)
-    if profiles:
-        own = [
-            path for path in request.profiles if path.name in profiles and _is_of(profiles[path.name].record.setting, fastest)
-        ]
+    if profiles := engine_profiles(request.profiles):
+        used = set(plans.plans[0].inputs.values())
+        own = [path for path in request.profiles if path not in profiles or profiles[path].sha256 in used]
+        own = [path for path in own if (path in profiles) == (plans.plans[0].engine_setting is not None)]
         words = [*without_flag(words, "--profile"), *(word for path in own for word in ("--profile", str(path)))]
     return shlex.join([*words, "--engine", fastest.engine, "-o", str(DEFAULT_PLAN_PATH)])
-
-
-def _is_of(setting: object, entry: EnginePlan) -> bool:
-    return entry.plan is not None and entry.plan.engine_setting == setting
 
 
 def _requests(request: PlanRequest) -> list[tuple[str, PlanRequest]]:
     """A request for each engine, and for each of its profiles."""
     profiles = engine_profiles(request.profiles)
-    others = tuple(path for path in request.profiles if path.name not in profiles)
+    others = tuple(path for path in request.profiles if path not in profiles)
     if not request.profiles:
         return [(engine.name, replace(request, engine=engine.name)) for engine in all_engines()]
     by_engine: dict[str, list[tuple[Path, ...]]] = {DEFAULT_ENGINE: [others]} if others else {}
     for path in request.profiles:
-        if path.name in profiles:
-            by_engine.setdefault(profiles[path.name].record.setting.engine, []).append((path,))
+        if path in profiles:
+            by_engine.setdefault(profiles[path].record.setting.engine, []).append((path,))
     return [
         (name, replace(request, engine=name, profiles=own, fit=request.fit if own == others else None))
         for name, choices in by_engine.items()

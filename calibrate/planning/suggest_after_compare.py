@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calibrate.planning.suggest_after_plan import DEFAULT_PLAN_PATH, DEFAULT_PROFILE_FOLDER, profile_command, run_plan_command
+from calibrate.planning.suggest_after_engine_plan import profile_engine_command
+from calibrate.planning.suggest_after_plan import (
+    DEFAULT_PLAN_PATH,
+    DEFAULT_PROFILE_FOLDER,
+    draft_argument,
+    profile_command,
+    run_plan_command,
+)
 from perfmodel.core.cpu_contention import BUSY_FRAC
 from perfmodel.core.files import Stored
 from perfmodel.core.stats import Interval
@@ -110,7 +117,8 @@ def next_engine_step(residuals: Residuals, plan: Plan) -> str:
         return f"most of the error is in the acceptance: record it on prompts like those that were served: {command}"
     worst = worst_pass(residuals.passes)
     kind = "" if worst is None else f", mostly in {worst.arm} {worst.kind} passes ({format_signed_frac(worst.error_frac)})"
-    return f"most of the error is in the seconds{kind}: profile the engine again with the options it was served with"
+    again = f"most of the error is in the seconds{kind}: profile the engine again with the options it was served with"
+    return again if plan.engine == "s2d" else f"{again}: {profile_engine_command(plan, draft_argument(plan.draft))}"
 
 
 def explained_frac(predicted: Interval, measured: Interval) -> Frac:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calibrate.inputs.acceptance import model_folder, prompts_flags
 from perfmodel.core.errors import UnknownName
+from perfmodel.core.units import format_interval, format_speedup
 from perfmodel.engines.engine import Engine
 from perfmodel.engines.find_engine import engine_weights, find_engine
 from perfmodel.results.plan import Plan
@@ -55,6 +56,11 @@ def engine_notes(plan: Plan) -> tuple[str, ...]:
             f"Nothing was run in {engine.title}: a datasheet knows its launches and the passes of its rounds, not its kernels. "
             "Measure it before relying on the speedup."
         )
+    best = next((candidate for candidate in plan.runners_up if candidate.policy is not None), None)
+    if plan.policy is None and best is not None and best.policy is not None:
+        interval = best.speedup.speedup
+        limits = format_interval(interval.low, interval.high, format_speedup)
+        notes.append(f"The best draft, {best.policy.label}, is predicted to give {format_speedup(interval.value)} ({limits}).")
     if plan.policy is not None and not engine.has_tokens_by_batch and engine.max_batch != 1:
         notes.append(f"{engine.title} takes one draft length for all batch sizes: the plan is for batch {plan.workload.batch}.")
     return tuple(notes)

@@ -52,7 +52,7 @@ class Scenario:
     def tokens_per_s(self, policies: Sequence[Policy | None]) -> Floats:
         """Predicted tokens per second of each policy; 0 where a pass has no evidence. [A]."""
         batch = replay_batch(self.trace, policies)
-        rates: Floats = batch.num_tokens / self._seconds(batch)
+        rates: Floats = batch.num_tokens / self._seconds(batch, policies)
         return rates
 
     def resampled_rates(self, policies: Sequence[Policy | None]) -> Floats:
@@ -61,17 +61,19 @@ class Scenario:
         Every pass of the policies needs evidence.
         """
         batch = replay_batch(self.trace, policies, by_prompt=True)
-        by_prompt = self._seconds(batch).reshape(len(policies), -1)
+        by_prompt = self._seconds(batch, policies).reshape(len(policies), -1)
         documents = [document_name(prompt.name) for prompt in self.trace.header.prompts]
         is_of_document = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
         rates: Floats = 1 / (by_prompt @ is_of_document.T @ resample_counts(len(is_of_document)).T)
         return rates
 
-    def _seconds(self, batch: ReplayBatch) -> Floats:
+    def _seconds(self, batch: ReplayBatch, policies: Sequence[Policy | None]) -> Floats:
         """Predicted seconds of each replay; infinity where a pass has no evidence. [G]."""
         if self.round_shape == DEFAULT_SHAPE:
             return batch.seconds(self.draft, self.target)
-        shaped = (with_round_shape(stats, self.round_shape) for stats in batch.stats())
+        replays = batch.stats()
+        replayed = [policy for policy in policies for _ in range(len(replays) // len(policies))]
+        shaped = (with_round_shape(stats, self.round_shape, policy) for stats, policy in zip(replays, replayed, strict=True))
         return np.array([self._rounds_s(stats) for stats in shaped])
 
     def _rounds_s(self, rounds: RoundStats) -> Seconds:

@@ -160,11 +160,11 @@ def check_new_folder(path: PathLike) -> None:
 
 @contextlib.contextmanager
 def translate_write_errors(path: PathLike) -> Iterator[None]:
-    """Turn errors of the operating system inside the block into errors about this path.
+    """Turn errors of the operating system about this path inside the block into our own. Those about other files pass.
 
     Raises:
         OutOfSpace: the disk is full.
-        BadFile: any other error of the operating system.
+        BadFile: the path, a folder above it or a file inside it cannot be written.
     """
     try:
         yield
@@ -172,9 +172,27 @@ def translate_write_errors(path: PathLike) -> Iterator[None]:
         raise OutOfSpace(path) from err
     except Exception as err:
         os_error = find_os_error(err)
-        if os_error is None:
+        if os_error is None or not _is_about(path, os_error):
             raise
         raise _write_error(path, os_error) from err
+
+
+def _is_about(path: PathLike, err: OSError) -> bool:
+    """Whether an error is about the path, a folder above it, or what is written in or beside it. A full disk always is."""
+    if err.errno in NO_SPACE_ERRNOS:
+        return True
+    finals = (Path(path).absolute(), Path(path).resolve())
+    names = [name for name in (err.filename, err.filename2) if isinstance(name, str | bytes)]
+    named = [Path(os.fsdecode(name)).absolute() for name in names]
+    if isinstance(err, FileNotFoundError) and all(final.parent.is_dir() for final in finals):
+        return any(final in named for final in finals)  # not of a file inside that we expected
+    return not named or any(_is_related(candidate, final) for candidate in named for final in finals)
+
+
+def _is_related(candidate: Path, final: Path) -> bool:
+    """Whether a path lies at, above, below or beside the final one, or below its partial folder."""
+    is_beside = candidate.parent == final.parent or candidate.is_relative_to(_partial_name(final))
+    return is_beside or final.is_relative_to(candidate) or candidate.is_relative_to(final)
 
 
 def find_os_error(err: BaseException) -> OSError | None:
@@ -253,6 +271,8 @@ def _partial_name(final: Path) -> Path:
 def _write_error(path: PathLike, err: OSError) -> BadFile | OutOfSpace:
     if err.errno in NO_SPACE_ERRNOS:
         return OutOfSpace(path)
+    if isinstance(err, FileNotFoundError) and Path(path).absolute().parent.is_dir() and not Path(path).is_symlink():
+        return BadFile(path, "it does not exist", "Make it first, or give another path")
     if isinstance(err, FileNotFoundError):
         return BadFile(path, "its folder does not exist", "Make the folder first, or give another path")
     return BadFile(path, f"cannot be written: {err.strerror or err}", "Give another path")

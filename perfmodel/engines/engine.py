@@ -137,6 +137,9 @@ class RoundShape:
     starts_with_block: bool = False
     """The first of the K draft passes reads the verified block again together with the new token, in up to K + 2 rows (vLLM,
     SGLang). `rereads_block` is one pass more, this is a wider pass."""
+    drafts_past_limit: bool = False
+    """Every block has the full draft length, also the last one of a text, of which the length limit then takes a part (vLLM,
+    SGLang). Other engines draft no more than the limit leaves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from statistics import median
 
 from perfmodel.core.errors import OutOfDomain
-from perfmodel.core.units import Frac, Seconds, Tokens, format_frac
+from perfmodel.core.units import Frac, Seconds, Tokens
 from perfmodel.engines.engine import RoundShape
 from perfmodel.engines.engine_profile import EngineSetting
 
@@ -107,13 +107,16 @@ class EngineFit:
 
     @property
     def label(self) -> str:
-        """`2 exits x 3 lengths run in llama.cpp b11434, ± 4.1 % (one sigma)`, and how far the engine's timers are off."""
+        """`2 exits x 3 lengths run in llama.cpp b11434`."""
         exits, lengths = len(self.profiled_exits), len(self.lengths)
         counts = f"{exits} exit{'s' if exits > 1 else ''} x {lengths} length{'s' if lengths > 1 else ''}"
-        name = f"{self.setting.engine} {self.setting.version}"
-        timers = [abs(run.fitted_draft_s / run.draft_s - 1) for run in self.runs if run.draft_s]
-        check = f"; its own draft timers differ by {format_frac(median(timers))} in the median" if timers else ""
-        return f"{counts} run in {name}, ± {format_frac(self.error_frac)} (one sigma){check}"
+        return f"{counts} run in {self.setting.engine} {self.setting.version}"
+
+    @property
+    def timers_error_frac(self) -> Frac | None:
+        """Median difference between the fitted seconds of the draft and the engine's own timers; None without timers."""
+        errors = [abs(run.fitted_draft_s / run.draft_s - 1) for run in self.runs if run.draft_s]
+        return median(errors) if errors else None
 
     def verify_s(self, rows: float) -> Seconds:
         """Seconds of a verification: linear between the measured points, and with the last slope beyond, if it rises.
@@ -152,21 +155,44 @@ class EngineFit:
             fix = "Profile two exits or more: s2d-profile engine --exits"
             raise OutOfDomain("layers of the exit", exit_layer, low=timed, high=timed, fix=fix)
 
+    def is_beyond(self, exit_layer: int | None, draft_tokens: Tokens, context_tokens: Tokens) -> bool:
+        """Whether a configuration lies outside the profile. A length between two profiled ones does not.
+
+        Args:
+            exit_layer: the exit that drafts; None for plain decoding.
+            draft_tokens: draft length.
+            context_tokens: cached at the end of the output; 0 if unknown.
+        """
+        if self._context_doublings(context_tokens):
+            return True
+        if exit_layer is None or not self.runs:
+            return False
+        lengths, exits = self.lengths, self.profiled_exits
+        return not (lengths[0] <= draft_tokens <= lengths[-1] and exits[0] <= exit_layer <= exits[-1])
+
     def doublings(self, exit_layer: int | None, draft_tokens: Tokens, context_tokens: Tokens) -> float:
-        """How far a configuration lies outside the profile: doublings of length, of context and of layers, added up."""
-        beyond = max(0.0, math.log2(context_tokens / max(1, self.context_tokens)) - 1) if context_tokens else 0.0
+        """How far a configuration is from those profiled, in doublings, added up.
+
+        From the nearest profiled length, because verification curves bend between lengths too: kernels have widths. From the
+        range of the exits, counted half, and from twice the longest context.
+
+        Args:
+            exit_layer: the exit that drafts; None for plain decoding.
+            draft_tokens: draft length.
+            context_tokens: cached at the end of the output; 0 if unknown.
+        """
+        beyond = self._context_doublings(context_tokens)
         if exit_layer is None or not self.runs:
             return beyond
-        lengths, exits = self.lengths, self.profiled_exits
-        beyond += _outside(draft_tokens, lengths[0], lengths[-1])
-        return beyond + _outside(exit_layer, min(exits), max(exits)) / 2
+        exits = self.profiled_exits
+        nearest = min(abs(math.log2(draft_tokens / length)) for length in self.lengths)
+        return beyond + nearest + max(0.0, math.log2(exits[0] / exit_layer), math.log2(exit_layer / exits[-1])) / 2
+
+    def _context_doublings(self, context_tokens: Tokens) -> float:
+        """Doublings beyond twice the longest profiled context."""
+        return max(0.0, math.log2(context_tokens / max(1, self.context_tokens)) - 1) if context_tokens else 0.0
 
 
 def _between(low: VerifyPoint, high: VerifyPoint, rows: float) -> Seconds:
     """Seconds on the line through two points."""
     return low.seconds + (high.seconds - low.seconds) * (rows - low.rows) / (high.rows - low.rows)
-
-
-def _outside(value: float, low: float, high: float) -> float:
-    """Doublings or halvings of a value outside a range."""
-    return max(0.0, math.log2(low / value), math.log2(value / high))

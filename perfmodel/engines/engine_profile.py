@@ -68,6 +68,15 @@ class EngineCall:
     """Number of the visit to the prompt. Its calls ran one after another: the machine was in the same state."""
 
 
+def configuration_label(exit_layer: int | None, draft_tokens: Tokens, *, floor: float | None, is_draft_alone: bool) -> str:
+    """`plain`, `exit 4 alone`, `exit 4, 5 tokens`, `exit 4, 20 tokens, floor 0.4`."""
+    if exit_layer is None:
+        return "plain"
+    if is_draft_alone:
+        return f"exit {exit_layer} alone"
+    return f"exit {exit_layer}, {draft_tokens} tokens" + ("" if floor is None else f", floor {floor:g}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRun:
     """One configuration over some prompts, each possibly several times."""
@@ -92,6 +101,11 @@ class EngineRun:
     def is_plain(self) -> bool:
         """Whether this is plain decoding of the target."""
         return self.exit_layer is None
+
+    @property
+    def label(self) -> str:
+        """The configuration: `plain`, `exit 4 alone`, `exit 4, 5 tokens`."""
+        return configuration_label(self.exit_layer, self.draft_tokens, floor=self.floor, is_draft_alone=self.is_draft_alone)
 
     @property
     def decode_tokens(self) -> Tokens:

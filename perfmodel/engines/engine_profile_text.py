@@ -44,7 +44,7 @@ def profile_warnings(profile: EngineProfile) -> list[str]:
         differing = differing_prompts(profile, run)
         if differing:
             warnings.append(
-                f"{run_label(run)}: the text of {len(differing)} of {len(prompt_names(run))} prompts differs from the engine's "
+                f"{run.label}: the text of {len(differing)} of {len(prompt_names(run))} prompts differs from the engine's "
                 f"own plain decoding, first that of {differing[0]!r}"
             )
     if len({(call.prompt, call.output_sha256) for call in profile.plain.calls}) > len(prompt_names(profile.plain)):
@@ -72,16 +72,6 @@ def differing_prompts(profile: EngineProfile, run: EngineRun) -> list[str]:
 def prompt_names(run: EngineRun) -> list[str]:
     """The prompts of a configuration, in the order of its calls."""
     return list(dict.fromkeys(call.prompt for call in run.calls))
-
-
-def run_label(run: EngineRun) -> str:
-    """`plain`, `exit 4 alone`, `exit 4, 5 tokens`."""
-    if run.exit_layer is None:
-        return "plain"
-    if run.is_draft_alone:
-        return f"exit {run.exit_layer} alone"
-    floor = "" if run.floor is None else f", floor {run.floor:g}"
-    return f"exit {run.exit_layer}, {run.draft_tokens} tokens{floor}"
 
 
 def measured_speedup(profile: EngineProfile, run: EngineRun) -> Interval:
@@ -123,7 +113,7 @@ def _speeds_table(profile: EngineProfile) -> Table:
         interval = UNKNOWN if run.is_plain else format_interval(speedup.low, speedup.high, format_speedup)
         rows.append(
             [
-                run_label(run),
+                run.label,
                 format_rate(run.decode_tokens / run.decode_s),
                 UNKNOWN if run.is_plain else format_speedup(speedup.value),
                 interval,
@@ -137,7 +127,7 @@ def _timers_table(profile: EngineProfile) -> Table:
     """Counters and timers of the engine, as far as it has them."""
     rows = [
         [
-            run_label(run),
+            run.label,
             _sum_text([call.num_rounds for call in run.calls]),
             _sum_text([call.num_drafted for call in run.calls]),
             _sum_text([call.num_accepted for call in run.calls]),

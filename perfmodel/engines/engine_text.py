@@ -10,7 +10,7 @@ from perfmodel.core.blocks import Block, Command, Facts, Table
 if TYPE_CHECKING:
     from perfmodel.engines.engine import Engine, Source
 
-GENERATED_ONLY = "generated from documentation, not run"
+GENERATED_ONLY = "no: commands are generated from documentation"
 _RULES = {
     "ratio": "ratio test: min(1, p/q)",
     "target-sample-match": "a drafted token equals the token sampled from the target",
@@ -51,11 +51,11 @@ def list_blocks(engines: Iterable[Engine]) -> Sequence[Block]:
             executes(engine),
             "the plan's" if engine.runs_exits else default_length(engine),
             ", ".join(engine.devices),
-            "run" if engine.run_here else "not run",
+            "yes" if engine.run_here else "no",
         )
         for engine in engines
     ]
-    headers = ("engine", "versions", "executes", "K if not given", "devices", "here")
+    headers = ("engine", "versions", "executes", "K if not given", "devices", "run by us")
     return (
         Table(rows, headers=headers, align="llllll"),
         Command("s2d-engines show llama.cpp", label="one engine, with its options and sources: "),
@@ -87,7 +87,7 @@ def _facts(engine: Engine) -> list[tuple[str, str]]:
         ("round", round_text(engine)),
         ("loads", f"{engine.checkpoint} files; weights {', '.join(engine.weights)}"),
         ("devices", ", ".join(engine.devices)),
-        ("here", f"run: {engine.run_here}" if engine.run_here else GENERATED_ONLY),
+        ("run by us", engine.run_here or GENERATED_ONLY),
     ]
 
 
@@ -101,6 +101,8 @@ def round_text(engine: Engine) -> str:
         parts.append("the first draft pass reads the verified block again, up to K + 2 rows")
     if shape.catches_up_apart:
         parts.append("one more draft pass after a fully accepted block")
+    if shape.drafts_past_limit:
+        parts.append("the last block of a text has K tokens too")
     return "; ".join(parts)
 
 

@@ -45,7 +45,7 @@ VLLM = Engine(
     max_batch=None,
     sampling_rule="target-probability",
     mode="graph",
-    round_shape=RoundShape(starts_with_block=True),
+    round_shape=RoundShape(starts_with_block=True, drafts_past_limit=True),
     options=(
         EngineOption(
             role="method",
@@ -249,7 +249,7 @@ SGLANG = Engine(
     max_batch=None,
     sampling_rule="target-probability",
     mode="graph",
-    round_shape=RoundShape(starts_with_block=True),
+    round_shape=RoundShape(starts_with_block=True, drafts_past_limit=True),
     options=(
         EngineOption(
             role="method",

@@ -54,8 +54,10 @@ class EnginePlans(Printable):
 
     @property
     def inputs(self) -> dict[str, str]:
-        """SHA-256 of the files that the plans were made from, by role and engine."""
-        return {f"{role} of {plan.engine}": sha256 for plan in self.plans for role, sha256 in plan.inputs.items()}
+        """SHA-256 of the files that the plans were made from, by role and engine, with the setting of profiled engines."""
+        names = [plan.engine if plan.engine_setting is None else plan.engine_setting.label for plan in self.plans]
+        by_name = zip(names, self.plans, strict=True)
+        return {f"{role} of {name}": sha256 for name, plan in by_name for role, sha256 in plan.inputs.items()}
 
     def blocks(self, *, explain: bool = False) -> Sequence[Block]:
         """The answer of `s2d-plan --engine all` as blocks of text."""

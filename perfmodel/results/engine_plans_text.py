@@ -107,13 +107,25 @@ def _latency_level(plan: Plan) -> str:
 def _verdict(plans: EnginePlans) -> str:
     fastest = plans.plans[0]
     gains = [plan.speedup.value for plan in plans.plans]
-    text = f"{_name(fastest)} is predicted to decode {format_rate(fastest.tokens_per_s)}."
-    if len(gains) > 1:
-        text = f"{_name(fastest)} is predicted to be the fastest: {format_rate(fastest.tokens_per_s)}."
-        text += f" The same draft is worth {format_speedup(min(gains))} to {format_speedup(max(gains))}, by engine."
+    if len(gains) == 1:
+        return f"{_name(fastest)} is predicted to decode {format_rate(fastest.tokens_per_s)}."
+    text = f"{_name(fastest)} is predicted to be the fastest: {format_rate(fastest.tokens_per_s)}."
+    text += f" The same draft is worth {format_speedup(min(gains))} to {format_speedup(max(gains))}, by engine."
+    return " ".join([text, *_reservations(plans)])
+
+
+def _reservations(plans: EnginePlans) -> list[str]:
+    """What the order of the engines does not mean."""
+    reservations = []
     if any(plan.engine_setting is None and plan.engine != "s2d" for plan in plans.plans):
-        text += " Engines that were not run differ in launches and in the passes of a round only."
-    return text
+        reservations.append(
+            "Engines that were not run differ here in launches and in the passes of a round only: their order is no evidence."
+        )
+    if len({_latency_level(plan) for plan in plans.plans}) > 1:
+        reservations.append("The latencies rest on different evidence.")
+    if len({(plan.device.device, plan.device.num_devices, plan.device.num_threads) for plan in plans.plans}) > 1:
+        reservations.append("Devices or threads differ: tokens/s compare machines too, speedups do not.")
+    return reservations
 
 
 def _evidence(plan: Plan) -> str:

@@ -82,6 +82,8 @@ class EngineReport(Printable):
     version: str | None
     model: str | None
     """Name under which the target was served; None if the files do not name it."""
+    weights: str | None = None
+    """Storage of the weights, in the engine's words; None if the files do not name it."""
     target_sha256: str | None = None
     draft_sha256: str | None = None
     exit_layer: int | None = None
@@ -104,6 +106,12 @@ class EngineReport(Printable):
         return sum_counts(self.runs)
 
     @property
+    def num_prompts(self) -> int | None:
+        """Different prompts, each of which may have been repeated; None if the engine does not count its requests."""
+        names = {run.prompt for run in self.runs}
+        return self.total.num_requests if None in names else len(names)
+
+    @property
     def plain_tokens_per_s(self) -> TokensPerS | None:
         """Speed of plain decoding; None if neither measured nor estimated by the engine."""
         if self.plain_runs:
@@ -118,14 +126,15 @@ class EngineReport(Printable):
 
     @property
     def speedup(self) -> Interval | None:
-        """`speedup_value` with its 90 % interval over the prompts; None unless both files time every prompt."""
-        runs, plain = _decoded(self.runs), _decoded(self.plain_runs)
-        names, plain_names = ([run.prompt for run in arm] for arm in (self.runs, self.plain_runs))
-        if runs is None or plain is None or len(runs) != len(plain) or len(runs) < 2:
+        """`speedup_value` with its 90 % interval over the prompts; None unless both files time every prompt.
+
+        Repeats of a prompt are one sample. Requests without names are paired in their order.
+        """
+        runs, plain = _by_prompt(self.runs), _by_prompt(self.plain_runs)
+        if runs is None or plain is None or runs.keys() != plain.keys() or len(runs) < 2:
             return None
-        if None not in (*names, *plain_names) and names != plain_names:
-            return None
-        return measured_speedup(runs, plain, mean_round_cost({}, num_rounds=1)).speedup
+        paired = [plain[prompt] for prompt in runs]
+        return measured_speedup(list(runs.values()), paired, mean_round_cost({}, num_rounds=1)).speedup
 
     def blocks(self, *, explain: bool = False) -> Sequence[Block]:
         """What was read, as blocks of text."""
@@ -172,11 +181,21 @@ def _mean_length(counts: Sequence[EngineCounts]) -> float | None:
     return sum(tokens for tokens, _ in known) / math.fsum(tokens / length for tokens, length in known)
 
 
-def _decoded(runs: Sequence[EngineCounts]) -> list[Decoded] | None:
-    """Tokens and seconds of each request; None if one of them is unknown."""
-    decoded = []
-    for run in runs:
+def _by_prompt(runs: Sequence[EngineCounts]) -> dict[str, Decoded] | None:
+    """Tokens and seconds of each prompt, its repeats together; None if one of them is unknown.
+
+    Keys are names of prompts, or numbers of requests if a request has no name.
+    """
+    has_names = all(run.prompt is not None for run in runs)
+    totals: dict[str, list[EngineCounts]] = {}
+    for number, run in enumerate(runs):
         if not run.num_tokens or not run.decode_s or run.num_requests != 1:
             return None
-        decoded.append(Decoded(num_tokens=run.num_tokens, decode_s=run.decode_s))
-    return decoded
+        totals.setdefault(str(run.prompt if has_names else number), []).append(run)
+    return {
+        prompt: Decoded(
+            num_tokens=sum(run.num_tokens or 0 for run in repeats),
+            decode_s=math.fsum(run.decode_s or 0.0 for run in repeats),
+        )
+        for prompt, repeats in totals.items()
+    }

@@ -21,12 +21,12 @@ def engine_report_blocks(report: EngineReport) -> list[Block]:
 def _facts(report: EngineReport) -> list[tuple[str, str]]:
     files = ", ".join(f"{file.name} ({file.file_format})" for file in report.files)
     names = [name for name in (report.engine, report.version, report.model) if name is not None]
-    requests = report.total.num_requests
+    requests = report.num_prompts
     plain = report.plain_tokens_per_s
     return [
         ("files", files),
         ("engine", " ".join(names) or _UNKNOWN),
-        ("requests", _UNKNOWN if requests is None else str(requests)),
+        ("prompts", _UNKNOWN if requests is None else str(requests)),
         ("acceptance", _acceptance_text(report)),
         ("speed", _UNKNOWN if report.total.tokens_per_s is None else format_rate(report.total.tokens_per_s)),
         ("plain", _UNKNOWN if plain is None else format_rate(plain)),

@@ -11,7 +11,7 @@ from perfmodel.core.blocks import Command, as_text
 from perfmodel.core.console import EXIT_ANSWERED, add_common_flags, answer_options, print_err, print_out
 from perfmodel.core.overwriting import OutputFolder
 from profiler.engines.engine_request import DEFAULT_LENGTHS, EngineProfileRequest, next_command, read_engine_prompts
-from s2d.commands.arguments import layers
+from s2d.commands.arguments import draft_lengths, layers
 from s2d.prompt_files.read_as import add_read_flags, read_as
 
 PURPOSE = "run a target and exits of a draft in another engine, and record seconds and acceptance of every call"
@@ -32,7 +32,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     weights_help = "storage of the weights of both models in the engine's words: f32, bf16, q8_0, int8 (default: its first)"
     models.add_argument("--weights", metavar="NAME", help=weights_help)
     lengths_help = f"draft lengths to run with every exit (default: {','.join(map(str, DEFAULT_LENGTHS))})"
-    add("--lengths", type=layers, default=DEFAULT_LENGTHS, metavar="TOKENS", help=lengths_help)
+    add("--lengths", type=draft_lengths, default=DEFAULT_LENGTHS, metavar="TOKENS", help=lengths_help)
     _add_text(parser.add_argument_group("text"))
     device = parser.add_argument_group("device")
     device.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the engine runs (default: cpu)")
@@ -113,6 +113,6 @@ def run_engine_verb(args: argparse.Namespace, command: Sequence[str]) -> int:
         print_out(ENGINE_PROFILE_FILE.text(stored.record, stored.provenance), end="")
     else:
         print_out(profile.explain() if options.explain else str(profile))
-        print_out("\n" + as_text([Command(next_command(request))]))
+        print_out("\n" + as_text([Command(next_command(request, profile.draft.exit_layers))]))
     print_err(f"wrote {request.file}")
     return EXIT_ANSWERED

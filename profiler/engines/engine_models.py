@@ -6,14 +6,14 @@ Files are kept in a folder and named after the hash of the weights they were mad
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from perfmodel.core.console import print_err
-from perfmodel.core.disk import translate_write_errors
 from perfmodel.core.errors import UserInputError
-from perfmodel.core.units import Bytes, Tokens
+from perfmodel.core.units import GIB, Bytes, Tokens
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from profiler.engines.engine_request import Arm, EngineProfileRequest, chosen_exits
 from s2d.engines.checkpoints import make_checkpoint
@@ -26,6 +26,11 @@ from s2d.loading.sidecar import read_sidecar
 from s2d.prompts.conversation import Prompt
 from s2d.prompts.special_tokens import text_ids
 
+_CASTING_ENGINES = ("s2d", "vllm", "sglang", "transformers")
+"""Engines that load a model folder in the requested type, whatever its files have."""
+_CACHE_MARGIN = 1.5
+"""Engines round caches up to blocks and share them unevenly between the models."""
+_CACHE_BYTES_PER_VALUE = 4
 _HASH_CHARS = 12
 """Characters of a hash in the name of a file: two models of one folder never share them by chance."""
 
@@ -54,7 +59,13 @@ class EngineModels:
     """By exit layer."""
     prompts: tuple[EnginePrompt, ...]
     context_tokens: Tokens
-    """The longest text."""
+    """The longest text, with room for one block beyond it."""
+
+    @property
+    def cache_gib(self) -> int:
+        """Size of a KV cache for the longest text of both models, in fp32 and with a margin."""
+        values = self.target.kv_values_per_token + self.draft.model.kv_values_per_token
+        return math.ceil(_CACHE_MARGIN * values * _CACHE_BYTES_PER_VALUE * self.context_tokens / GIB)
 
     def paths(self, arm: Arm) -> tuple[Path, Path | None]:
         """The target and the draft of a configuration."""
@@ -70,6 +81,10 @@ class EngineModels:
 
 def engine_models(request: EngineProfileRequest, prompts: Sequence[Prompt]) -> EngineModels:
     """Write the exits, convert all models, and encode the prompts. Files that exist are reused.
+
+    Args:
+        request: names the models. Its folder of models exists.
+        prompts: to encode.
 
     Raises:
         UserInputError: a model, an exit or a prompt does not fit, or the engine is not installed.
@@ -88,25 +103,24 @@ def engine_models(request: EngineProfileRequest, prompts: Sequence[Prompt]) -> E
     check_vocab_sizes(target_geometry.name, target_geometry.vocab_size, draft_geometry.name, draft_geometry.vocab_size)
     available = _available_exits(draft, draft_geometry.num_layers, request.exits)
     exits = chosen_exits(request.exits, available)
-    folder = request.models_folder
-    with translate_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    context_tokens = min(geometry.full_attention_tokens for geometry in (target_geometry, draft_geometry))
+    limit = min(geometry.full_attention_tokens for geometry in (target_geometry, draft_geometry))
     encoded = tuple(
         EnginePrompt(name=prompt.name, token_ids=tuple(text_ids(tokenizer, prompt.text, "parse", adds_special_tokens=True)))
         for prompt in prompts
     )
+    context_tokens = _context_tokens(request, encoded, limit)
+    draft_sha256 = weights_sha256(draft)
     return EngineModels(
         target=target_geometry,
         target_sha256=weights_sha256(target),
         draft=DraftGeometry(kind="separate", model=draft_geometry, exit_layers=available),
-        draft_sha256=weights_sha256(draft),
+        draft_sha256=draft_sha256,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
         exits=exits,
         target_path=_converted(request, target),
-        exit_paths={layer: _converted(request, _exit_folder(folder, draft, layer)) for layer in exits},
+        exit_paths={layer: _converted(request, _exit_folder(request, draft, draft_sha256, layer)) for layer in exits},
         prompts=encoded,
-        context_tokens=_longest_text(encoded, request.max_new_tokens, context_tokens),
+        context_tokens=context_tokens,
     )
 
 
@@ -122,9 +136,9 @@ def _available_exits(draft: Path, num_layers: int, requested: tuple[int, ...] | 
     return find_exits(draft, num_layers, requested_exits(requested), is_self=False).layers
 
 
-def _exit_folder(folder: Path, draft: Path, layer: int) -> Path:
+def _exit_folder(request: EngineProfileRequest, draft: Path, draft_sha256: str, layer: int) -> Path:
     """The checkpoint of an exit, written if it does not exist."""
-    path = folder / f"exit-{layer}-{weights_sha256(draft)[:_HASH_CHARS]}"
+    path = request.models_folder / f"exit-{layer}-{draft_sha256[:_HASH_CHARS]}"
     if not path.exists():
         print_err(f"writing exit {layer} as a checkpoint")
         export_exit(draft, layer, path)
@@ -134,7 +148,7 @@ def _exit_folder(folder: Path, draft: Path, layer: int) -> Path:
 def _converted(request: EngineProfileRequest, source: Path) -> Path:
     """A model in the engine's format, converted if no such file exists."""
     engine, weights = request.row, request.stored_weights
-    if engine.checkpoint == "huggingface":
+    if engine.name in _CASTING_ENGINES:
         return source
     name = f"{source.name}-{_model_hash(source)}.{engine.name}.{weights}"
     suffix = ".gguf" if engine.checkpoint == "gguf" else ""
@@ -151,20 +165,21 @@ def _model_hash(folder: Path) -> str:
     return hashlib.sha256(weights_sha256(folder).encode() + config).hexdigest()[:_HASH_CHARS]
 
 
-def _longest_text(prompts: Sequence[EnginePrompt], max_new_tokens: Tokens, context_tokens: Tokens) -> Tokens:
-    """The longest prompt with its new tokens and room for one block beyond them.
+def _context_tokens(request: EngineProfileRequest, prompts: Sequence[EnginePrompt], limit: Tokens) -> Tokens:
+    """The longest prompt with its new tokens and room for one block beyond them, as far as the models go.
 
     Raises:
         UserInputError: a prompt is empty, or too long for the models.
     """
+    num_new = request.max_new_tokens
     for prompt in prompts:
-        if not 1 <= len(prompt.token_ids) <= context_tokens - max_new_tokens:
+        if not 1 <= len(prompt.token_ids) <= limit - num_new:
             raise UserInputError(
-                f"prompt {prompt.name!r} has {len(prompt.token_ids)} tokens: expected 1 to {context_tokens - max_new_tokens}, "
-                f"which with {max_new_tokens} new ones fill the context of {context_tokens}. Leave it out, or give a lower "
-                "--max-new-tokens."
+                f"prompt {prompt.name!r} has {len(prompt.token_ids)} tokens: expected 1 to {limit - num_new}, which with "
+                f"{num_new} new ones fill the context of {limit}. Leave it out, or give a lower --max-new-tokens."
             )
-    return context_tokens
+    lengths = [arm.draft_tokens for arm in request.configurations or ()] or request.lengths
+    return min(limit, max(len(prompt.token_ids) for prompt in prompts) + num_new + max(lengths) + 1)
 
 
 def _size(path: Path) -> Bytes:

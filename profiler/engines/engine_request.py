@@ -7,14 +7,17 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from perfmodel.acceptance.splits import Split
 from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import BadPolicy, UserInputError
 from perfmodel.core.units import Tokens
 from perfmodel.engines.engine import Engine
-from perfmodel.engines.engine_profile import EngineRun
+from perfmodel.engines.engine_profile import EngineRun, configuration_label
 from perfmodel.engines.find_engine import engine_weights, find_engine
+from perfmodel.engines.weight_words import find_dtype
+from perfmodel.models.geometry import check_exit_layers
 from s2d.engines.session_request import Interface, can_change_length
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, family_prompts
 from s2d.prompt_files.load_prompts import PromptSource
@@ -23,6 +26,9 @@ from s2d.prompts.conversation import Prompt, check_texts
 
 DEFAULT_LENGTHS: tuple[Tokens, ...] = (2, 5, 8)
 """With plain decoding, they show verification of 1, 3, 6 and 9 rows, between which its seconds are interpolated."""
+_CPU_FILES = ("onnxruntime",)
+"""Engines whose files depend on the device, and are written for CPUs."""
+_FLOATS = ("fp32", "bf16", "fp16")
 
 _SLOW_STARTS = ("vllm", "sglang", "tensorrt-llm")
 """Engines that take a minute or more to start."""
@@ -93,9 +99,13 @@ class EngineProfileRequest:
                 f"--restarts {self.restarts}: expected 0 to {self.repeats - 1}, as processes start anew between {self.repeats} "
                 "repeats. Give a higher --repeats."
             )
+        _check_device(self.row, "cuda" if self.threads is None else "cpu")
+        _check_weights(self.row, self.stored_weights)
         _check_lengths(self.row, self.lengths)
-        if self.configurations is not None and PLAIN not in self.configurations[:1]:
-            raise UserInputError("a profile compares with plain decoding: expected it as the first of the configurations.")
+        if self.exits is not None:
+            check_exit_layers(self.exits)
+        if self.configurations is not None:
+            _check_configurations(self.configurations, self.exits)
 
     @property
     def row(self) -> Engine:
@@ -149,13 +159,8 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """`plain`, `exit 4 alone`, `exit 4, 5 tokens`, `exit 4, 20 tokens, floor 0.4`."""
-        if self.exit_layer is None:
-            return "plain"
-        if self.is_draft_alone:
-            return f"exit {self.exit_layer} alone"
-        floor = "" if self.floor is None else f", floor {self.floor:g}"
-        return f"exit {self.exit_layer}, {self.draft_tokens} tokens{floor}"
+        """The configuration: `plain`, `exit 4 alone`, `exit 4, 5 tokens`."""
+        return configuration_label(self.exit_layer, self.draft_tokens, floor=self.floor, is_draft_alone=self.is_draft_alone)
 
     @classmethod
     def of(cls, run: EngineRun) -> Arm:
@@ -216,11 +221,54 @@ def read_engine_prompts(request: EngineProfileRequest) -> tuple[Prompt, ...]:
     return tuple(prompt.first_turn for prompt in chosen)
 
 
-def next_command(request: EngineProfileRequest) -> str:
-    """The commands that record the acceptance of the same pair, and plan with both."""
-    trace = ["s2d-profile", "acceptance", "--target", request.target, "--draft", request.draft, "-o", "profile"]
+def next_command(request: EngineProfileRequest, exit_layers: Sequence[int]) -> str:
+    """The commands that record the acceptance of the same pair on the same prompts, and plan with both.
+
+    Args:
+        request: whose profile was written.
+        exit_layers: of the draft in this profile, which a trace must have as well.
+    """
+    trace = ["s2d-profile", "acceptance", "--target", request.target, "--draft", request.draft, *_prompt_flags(request)]
+    if request.exits is not None:
+        trace += ["--exits", ",".join(map(str, exit_layers))]
     plan = ["s2d-plan", "--profile", os.fspath(request.file), "--trace", "profile/trace.npz", "-o", "plan.json"]
-    return f"{shlex.join(trace)} && {shlex.join(plan)}"
+    return f"{shlex.join([*trace, '-o', 'profile'])} && {shlex.join(plan)}"
+
+
+def _prompt_flags(request: EngineProfileRequest) -> list[str]:
+    """The flags that choose the prompt file; none for the default and for prompts from Python."""
+    if not isinstance(request.prompts, str | os.PathLike):
+        return []
+    flags, read_as = ["--prompts", os.fspath(request.prompts)], request.read_as
+    flags += [read_as.format_flag, read_as.form] if read_as.form != "auto" else []
+    return flags + ([read_as.column_flag, read_as.column] if read_as.column is not None else [])
+
+
+def _check_device(engine: Engine, device: Literal["cpu", "cuda"]) -> None:
+    """Refuse a device that the engine does not run on."""
+    if device not in engine.devices:
+        expected = " or ".join(engine.devices)
+        raise UserInputError(f"--device {device}: {engine.title} runs on {expected}. Give another --device, or another engine.")
+    if device == "cuda" and engine.name in _CPU_FILES:
+        raise UserInputError(f"--device cuda: models of {engine.title} are converted for CPUs here. Give --device cpu.")
+
+
+def _check_weights(engine: Engine, weights: str) -> None:
+    """Refuse quantised weights of engines that load model folders: what they would load is the folder's own type."""
+    floats = [word for word in engine.weights if find_dtype(word) in _FLOATS]
+    if engine.checkpoint == "huggingface" and weights not in floats:
+        raise UserInputError(
+            f"--weights {weights}: {engine.title} would load the models as they are, expected one of {', '.join(floats)}. "
+            "Exits of quantised models are not written here."
+        )
+
+
+def _check_configurations(configurations: Sequence[Arm], exits: Sequence[int] | None) -> None:
+    """Refuse configurations without plain decoding, or of exits that are not written."""
+    if PLAIN not in configurations[:1]:
+        raise UserInputError("a profile compares with plain decoding: expected it as the first of the configurations.")
+    if exits is None or {arm.exit_layer for arm in configurations} - {None, *exits}:
+        raise UserInputError("configurations have exits of their own: expected all of them in `exits`. Add them there.")
 
 
 def _check_lengths(engine: Engine, lengths: Sequence[Tokens]) -> None:

@@ -23,7 +23,7 @@ from perfmodel.engines.engine_profile import EngineCall, EngineRun
 from profiler.engines.engine_models import EngineModels, EnginePrompt
 from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest, processes_of
 from s2d.engines.session import EngineSession, SessionRequest
-from s2d.engines.session_request import CallResult, Json, can_change_length
+from s2d.engines.session_request import CallResult, EngineFacts, Json, can_change_length
 
 _PROCESS_BYTES: Mapping[str, Bytes] = {
     "vllm": 9 * GIB // 4,
@@ -96,8 +96,8 @@ class EngineMeasurement:
         arms = tuple(dict.fromkeys(arm for part in parts for arm in part.arms))
         self._models_of = {arm: part.models for part in parts for arm in part.arms}
         self._processes = processes_of(arms, self._request.row.name, self._request.interface)
-        self.version: str | None = None
-        """As the engine reports it; None before a process has started."""
+        self.facts: EngineFacts | None = None
+        """As the engine reports them; None before a process has started."""
 
     def groups(self, free_bytes: Bytes) -> tuple[tuple[Process, ...], ...]:
         """Processes to load together: as many as fit in a share of the free memory; on a GPU, one."""
@@ -158,7 +158,7 @@ class EngineMeasurement:
         group: Sequence[Process],
         steps: Sequence[Step],
         *,
-        on_start: Callable[[str], None],
+        on_start: Callable[[EngineFacts], None],
         on_call: Callable[[Step, bool], None],
     ) -> None:
         """Start the processes of a group, make some calls, and end the processes.
@@ -166,7 +166,7 @@ class EngineMeasurement:
         Args:
             group: the processes.
             steps: the calls.
-            on_start: receives the engine's version when a process has started.
+            on_start: receives what the engine reports of itself when a process has started.
             on_call: receives each call that has been recorded, and whether it is the last of its visit.
 
         Raises:
@@ -176,8 +176,8 @@ class EngineMeasurement:
             sessions: dict[Arm, EngineSession] = {}
             for process in group:
                 session = stack.enter_context(EngineSession(self._session_request(process)))
-                on_start(session.version)
-                self.version = session.version
+                on_start(session.facts)
+                self.facts = session.facts
                 sessions |= dict.fromkeys(process, session)
             for step, following in zip(steps, [*steps[1:], None], strict=True):
                 call = self._call(sessions[step.arm], step)
@@ -207,6 +207,7 @@ class EngineMeasurement:
             floor=None if can_change_length(request.row.name, request.interface) else arm.floor,
             log=log_folder(request) / f"{request.row.name}-{name}.log",
             interface=request.interface,
+            cache_gib=self._models.cache_gib,
         )
 
     def _bytes(self, processes: Sequence[Process]) -> Bytes:

@@ -11,6 +11,7 @@ import torch
 from perfmodel.core.console import Progress, keep_progress, print_err, save_or_warn
 from perfmodel.core.disk import PathLike, check_writable, translate_write_errors
 from perfmodel.core.errors import MAX_LISTED_NAMES, Mismatch
+from perfmodel.core.lock import locked_folder
 from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.core.units import Bytes, Tokens
 from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE, EngineProfile, EngineRun, EngineSetting
@@ -20,9 +21,14 @@ from profiler.engines.engine_models import EngineModels, engine_models
 from profiler.engines.engine_request import DEFAULT_LENGTHS, Arm, EngineProfileRequest, arms_of, read_engine_prompts
 from profiler.engines.measure_engine import EngineMeasurement, Part, Step, log_folder
 from profiler.machine.machine_facts import device_facts
+from s2d.engines.session import check_installed
+from s2d.engines.session_request import EngineFacts
 from s2d.loading.memory import free_device_bytes
+from s2d.model.torch_device import use_device
 from s2d.prompts.conversation import Prompt
 
+_INTERFACE = "interface="
+"""The option of a profile whose interface was requested."""
 _HASH_CHARS = 12
 """Characters of a hash in a message."""
 _SHARED_FIELDS = (
@@ -112,6 +118,9 @@ def run_profile_engine(
         request: the models and settings.
         prompts: from `read_engine_prompts`.
         command: the command line for the provenance of the file; None takes that of the process.
+
+    Raises:
+        UserInputError: besides what `profile_engine` raises: another process uses the same folder of models.
     """
     [profile] = run_profiles_together([(request, prompts)], command=command)
     return profile
@@ -131,13 +140,23 @@ def run_profiles_together(
         ValueError: the requests differ in other fields.
     """
     _check_together([request for request, _ in requests])
+    first = requests[0][0]
+    device = torch.device("cpu" if first.threads is not None else "cuda")
+    use_device(device.type)
+    check_installed(first.row.name, first.interface)
     for request, _ in requests:
         check_writable(request.file)
-    first = requests[0][0]
-    models = [engine_models(request, prompts) for request, prompts in requests]
     with translate_write_errors(log_folder(first)):
         log_folder(first).mkdir(parents=True, exist_ok=True)
-    device = torch.device("cpu" if first.threads is not None else "cuda")
+    with locked_folder(first.models_folder):
+        return _profiles(requests, device, command)
+
+
+def _profiles(
+    requests: Sequence[tuple[EngineProfileRequest, Sequence[Prompt]]], device: torch.device, command: Sequence[str] | None
+) -> tuple[EngineProfile, ...]:
+    """Carry out requests while no other process uses their folder of models."""
+    models = [engine_models(request, prompts) for request, prompts in requests]
     facts = device_facts(device)
     files = [
         _ProfileFile(
@@ -151,8 +170,8 @@ def run_profiles_together(
     partial = [request.partial_file for request, _ in requests]
     kept = (partial[0], ()) if len(partial) == 1 else (partial[0].parent, [path.name for path in partial])
     with keep_progress(kept[0], patterns=kept[1]):
-        version = _measure(files, free_device_bytes(device))
-    return tuple(file.finish(version) for file in files)
+        reported = _measure(files, free_device_bytes(device))
+    return tuple(file.finish(reported) for file in files)
 
 
 def _check_together(requests: Sequence[EngineProfileRequest]) -> None:
@@ -164,12 +183,12 @@ def _check_together(requests: Sequence[EngineProfileRequest]) -> None:
             raise ValueError(f"profiles that are measured together differ in {', '.join(other)}")
 
 
-def _measure(files: Sequence[_ProfileFile], free_bytes: Bytes) -> str:
-    """Make the calls that are left, and save after every visit. The engine's version; empty if no call was left.
+def _measure(files: Sequence[_ProfileFile], free_bytes: Bytes) -> EngineFacts | None:
+    """Make the calls that are left, and save after every visit. What the engine reports of itself; None if no call was left.
 
     Raises:
         EngineFailure: the engine fails. The unfinished files keep what was measured.
-        Mismatch: another version of the engine is installed than in an unfinished file.
+        Mismatch: another version of the engine is installed than in an unfinished file, or it gets other options.
     """
     measurement, request = EngineMeasurement([file.part for file in files]), files[0].part.request
     groups = measurement.groups(free_bytes)
@@ -178,19 +197,19 @@ def _measure(files: Sequence[_ProfileFile], free_bytes: Bytes) -> str:
     planned = measurement.steps(groups)
     progress = Progress(request.row.name, sum(len(steps) for _, steps in planned) or 1)
 
-    def on_start(version: str) -> None:
+    def on_start(facts: EngineFacts) -> None:
         for file in files:
-            file.check_version(version)
+            file.check_facts(facts)
 
     def on_call(step: Step, is_last: bool) -> None:
         progress.step(f"{step.prompt.name}, {step.arm.label}")
         if is_last:
-            save_or_warn(lambda: files[step.part].save(measurement.version or ""))
+            save_or_warn(lambda: files[step.part].save(measurement.facts))
 
     with progress:
         for group, steps in planned:
             measurement.measure(group, steps, on_start=on_start, on_call=on_call)
-    return measurement.version or ""
+    return measurement.facts
 
 
 class _ProfileFile:
@@ -212,29 +231,33 @@ class _ProfileFile:
         self.part = Part(request=request, models=models, arms=arms, calls={})
         self._kept = ENGINE_PROFILE_FILE.read(request.partial_file).record if request.partial_file.exists() else None
         if self._kept is not None:
-            check_resumable(request.partial_file, self._kept, self._with_runs(self._kept.setting.version, self._kept.runs))
+            check_resumable(request.partial_file, self._kept, self._with_runs(_facts_of(self._kept), self._kept.runs))
             self.part.calls.update({Arm.of(run): list(run.calls) for run in self._kept.runs})
             self._check_calls()
             print_err(f"continuing with the {sum(map(len, self.part.calls.values()))} calls in {request.partial_file}")
 
-    def save(self, version: str) -> None:
+    def save(self, facts: EngineFacts | None) -> None:
         """Write what has been measured to the unfinished file."""
         if self.part.calls:
-            ENGINE_PROFILE_FILE.write(self._request.partial_file, self._with_runs(version, self.part.runs), self._provenance)
+            ENGINE_PROFILE_FILE.write(self._request.partial_file, self._profile(facts), self._provenance)
 
-    def finish(self, version: str) -> EngineProfile:
-        """Write the file, and warn of what looks wrong. An empty version is that of the unfinished file."""
-        profile = self._with_runs(version or (self._kept.setting.version if self._kept else ""), self.part.runs)
+    def finish(self, facts: EngineFacts | None) -> EngineProfile:
+        """Write the file, and warn of what looks wrong."""
+        profile = self._profile(facts)
         ENGINE_PROFILE_FILE.write(self._request.file, profile, self._provenance)
         self._request.partial_file.unlink(missing_ok=True)
         for warning in profile_warnings(profile):
             print_err(f"warning: {warning}")
         return profile
 
-    def check_version(self, version: str) -> None:
-        """Refuse another version of the engine than in the unfinished file."""
-        if self._kept is not None and version != self._kept.setting.version:
-            raise _mismatch(self._request.partial_file, f"version {self._kept.setting.version}", f"version {version}")
+    def check_facts(self, facts: EngineFacts) -> None:
+        """Refuse another version of the engine than in the unfinished file, or other options."""
+        if self._kept is not None and facts != _facts_of(self._kept):
+            raise _mismatch(self._request.partial_file, _facts_text(_facts_of(self._kept)), _facts_text(facts))
+
+    def _profile(self, facts: EngineFacts | None) -> EngineProfile:
+        """What has been measured. Without facts, no process was started: they are those of the unfinished file."""
+        return self._with_runs(facts or (_facts_of(self._kept) if self._kept else EngineFacts(version="")), self.part.runs)
 
     def _check_calls(self) -> None:
         """Refuse kept configurations and prompts that are not requested."""
@@ -246,16 +269,16 @@ class _ProfileFile:
             made_for = ", ".join([*extra, *(f"prompt {name!r}" for name in sorted(others))][:MAX_LISTED_NAMES])
             raise _mismatch(self._request.partial_file, made_for, "the configurations and prompts of this request")
 
-    def _with_runs(self, version: str, runs: tuple[EngineRun, ...]) -> EngineProfile:
+    def _with_runs(self, facts: EngineFacts, runs: tuple[EngineRun, ...]) -> EngineProfile:
         request, models = self._request, self._models
         setting = EngineSetting(
             engine=request.row.name,
-            version=version,
+            version=facts.version,
             weights=request.stored_weights,
             device=self._device,
             num_devices=1,
             num_threads=request.threads,
-            options=() if request.interface is None else (f"interface={request.interface}",),
+            options=(*_interface_options(request), *facts.options),
         )
         return EngineProfile(
             setting=setting,
@@ -267,6 +290,20 @@ class _ProfileFile:
             max_new_tokens=request.max_new_tokens,
             runs=runs,
         )
+
+
+def _interface_options(request: EngineProfileRequest) -> tuple[str, ...]:
+    return () if request.interface is None else (f"{_INTERFACE}{request.interface}",)
+
+
+def _facts_of(profile: EngineProfile) -> EngineFacts:
+    """What the engine reported of itself when a profile was measured."""
+    options = (option for option in profile.setting.options if not option.startswith(_INTERFACE))
+    return EngineFacts(version=profile.setting.version, options=tuple(options))
+
+
+def _facts_text(facts: EngineFacts) -> str:
+    return ", ".join([f"version {facts.version}", *facts.options])
 
 
 def check_resumable(path: Path, kept: EngineProfile, requested: EngineProfile) -> None:
@@ -290,7 +327,7 @@ def _field_text(profile: EngineProfile, name: str) -> str:
     """A field of a profile as text."""
     match getattr(profile, name):
         case EngineSetting() as setting:
-            return setting.label
+            return ", ".join([setting.label, *setting.options])
         case ModelGeometry() as geometry:
             return f"target {geometry.name}"
         case DraftGeometry() as draft:

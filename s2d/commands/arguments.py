@@ -50,10 +50,20 @@ def seed(text: str) -> int:
 
 def layers(text: str) -> tuple[int, ...]:
     """Rising layer counts."""
-    layers = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
-    if not layers or len(layers) != len(text.split(",")) or list(layers) != sorted({*layers}) or layers[0] < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rising list of layer counts such as 6,9,12")
-    return layers
+    return _rising(text, "layer counts such as 6,9,12")
+
+
+def draft_lengths(text: str) -> tuple[int, ...]:
+    """Rising draft lengths."""
+    return _rising(text, "draft lengths such as 2,5,8")
+
+
+def _rising(text: str, expected: str) -> tuple[int, ...]:
+    """Rising whole numbers, the first at least 1."""
+    numbers = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
+    if not numbers or len(numbers) != len(text.split(",")) or list(numbers) != sorted({*numbers}) or numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rising list of {expected}")
+    return numbers
 
 
 def stop_string(text: str) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from perfmodel.core.console import add_verbose_flag, print_err, print_out
 from perfmodel.core.overwriting import OutputFolder
 
+ENGINE_HELP = "a name that s2d-engines list shows, such as llama.cpp, or an alias, such as ort"
+
 
 def add_install_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `install`."""
     add = parser.add_argument
-    add("engine", metavar="NAME", help="a name or an alias that s2d-engines list shows")
+    add("engine", metavar="NAME", help=ENGINE_HELP)
     folder_help = "the folder of all engines, one folder each (default: $S2D_ENGINES, else ~/.cache/s2d/engines)"
     add("--folder", type=OutputFolder(), metavar="DIR", help=folder_help)
     source_help = "also build the engine's programs for this processor; needs a C++ compiler and minutes (llama.cpp only)"
@@ -24,7 +26,7 @@ def add_install_flags(parser: argparse.ArgumentParser) -> None:
 def add_convert_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `convert`."""
     add = parser.add_argument
-    add("--engine", required=True, metavar="NAME", help="a name or an alias that s2d-engines list shows")
+    add("--engine", required=True, metavar="NAME", help=ENGINE_HELP)
     weights_help = (
         "how the weights are stored, in the engine's words, such as f32, bf16, q8_0 or int8; s2d-engines show NAME has them"
     )

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from perfmodel.core.console import EXIT_ANSWERED, add_subcommand, add_verbose_flag, make_parser, print_out, run_command
-from s2d.commands.engine_install_verbs import add_convert_flags, add_install_flags, convert, install
+from s2d.commands.engine_install_verbs import ENGINE_HELP, add_convert_flags, add_install_flags, convert, install
 
 PROG = "s2d-engines"
 JSON_HELP = "print JSON instead of text"
@@ -41,9 +41,7 @@ def _add_list_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_show_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "engine", metavar="NAME", help="a name or an alias that s2d-engines list shows, such as llama.cpp or ort"
-    )
+    parser.add_argument("engine", metavar="NAME", help=ENGINE_HELP)
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     add_verbose_flag(parser)
 
@@ -53,11 +51,14 @@ def _list(args: argparse.Namespace) -> None:
     from perfmodel.core.codec import encode_record
     from perfmodel.engines.engine_text import list_blocks
     from perfmodel.engines.known_engines import ENGINES
+    from s2d.engines.environments import engines_folder, is_installed
 
     if args.json:
         print_out(json.dumps([encode_record(engine) for engine in ENGINES.values()], indent=2, sort_keys=True))
-    else:
-        print_out(as_text(list_blocks(ENGINES.values())))
+        return
+    installed = ", ".join(name for name in ENGINES if is_installed(name))
+    print_out(as_text(list_blocks(ENGINES.values())))
+    print_out(f"installed here: {installed} (environments in {engines_folder()})")
 
 
 def _show(args: argparse.Namespace) -> None:

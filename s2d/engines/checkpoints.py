@@ -16,7 +16,7 @@ from perfmodel.core.errors import BadFile, UserInputError
 from perfmodel.engines.engine import CheckpointFormat, Engine
 from perfmodel.engines.find_engine import engine_weights, find_engine
 from perfmodel.models.geometry import ModelGeometry
-from s2d.engines.environments import engine_program, engine_python
+from s2d.engines.environments import engine_folder, engine_program, engine_python
 from s2d.engines.gguf_file import write_gguf
 from s2d.engines.gguf_tensors import GGUF_TYPES
 from s2d.engines.huggingface_folder import write_huggingface
@@ -52,7 +52,7 @@ def make_checkpoint(source: PathLike, engine: str, weights: str, out: PathLike) 
 
     Args:
         source: a model folder: a target, or an exit that `export_exit` wrote.
-        engine: name of an engine of the table.
+        engine: name or alias of an engine.
         weights: how the weights are stored, in the engine's words: `f32`, `bf16`, `q8_0`, `int4` …
         out: a new folder; for llama.cpp a `.gguf` file.
 
@@ -166,8 +166,14 @@ def _convert(job: _Job, arguments: Callable[[Path], tuple[str, ...]]) -> None:
     with atomic_folder(job.out) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
-        run_converter(job.engine.name, arguments(scratch / "made"))
-        for path in (scratch / "made").iterdir():
+        made = scratch / "made"
+        run_converter(job.engine.name, arguments(made))
+        if not made.is_dir() or not any(made.iterdir()):
+            raise UserInputError(
+                f"the converter of {job.engine.title} ended without an error and wrote nothing, expected a model. Install the "
+                f"engine anew: remove {str(engine_folder(job.engine.name))!r}, then s2d-engines install {job.engine.name}."
+            )
+        for path in made.iterdir():
             path.rename(folder / path.name)
         shutil.rmtree(scratch)
 

@@ -27,6 +27,7 @@ from s2d.engines.environments import (
     engine_folder,
     find_recipe,
 )
+from s2d.engines.processes.process_variables import clean_variables
 from s2d.engines.recipes import Recipe, SourceBuild
 
 Command: TypeAlias = tuple[str, ...]
@@ -143,14 +144,10 @@ def _version_check(recipe: Recipe) -> str:
 @contextlib.contextmanager
 def _unfinished(folder: Path) -> Iterator[None]:
     """Make the environment's folder, locked; remove it after an error."""
-    if (folder / MARKER).is_file():
-        raise UserInputError(f"{os.fspath(folder)!r} holds a whole installation already. Remove the folder to install it anew.")
-    is_ours = (folder / STARTED).is_file()
-    if folder.exists() and not is_ours and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadFile(folder, "this exists and is no engine of ours", "Move it away, or give another folder with --folder")
     with translate_write_errors(folder):
+        _check_free(folder)
         folder.mkdir(parents=True, exist_ok=True)
-    with locked_folder(folder):
+    with locked_folder(folder), translate_write_errors(folder):
         try:
             _empty(folder)
             (folder / STARTED).touch()
@@ -159,6 +156,22 @@ def _unfinished(folder: Path) -> Iterator[None]:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder with a whole environment, or with files of others.
+
+    Raises:
+        UserInputError: it has a whole environment.
+        BadFile: it is not empty, and not the rest of an interrupted installation.
+    """
+    if folder.is_symlink() or (folder / MARKER).is_file():
+        kind = "a link to an environment" if folder.is_symlink() else "a whole installation"
+        raise UserInputError(f"{os.fspath(folder)!r} is {kind} already. Remove it to install the engine anew.")
+    is_ours = (folder / STARTED).is_file()
+    if folder.exists() and not is_ours and (not folder.is_dir() or any(folder.iterdir())):
+        problem = "this exists and is no environment that s2d-engines made"
+        raise BadFile(folder, problem, "Move it away, or give another folder with --folder")
 
 
 def _empty(folder: Path) -> None:
@@ -173,10 +186,12 @@ def _run(command: Command, report: Callable[[str], None], *, is_quiet: bool = Fa
     try:
         done = subprocess.run(
             command,
+            env=clean_variables(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if is_quiet else _STDERR,
             stderr=subprocess.PIPE if is_quiet else None,
             text=True,
+            errors="replace",
             check=False,
         )
     except OSError as err:

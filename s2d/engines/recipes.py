@@ -175,9 +175,7 @@ RECIPES: dict[str, Recipe] = {
 """By the engine's name. The versions are those that the project has run."""
 
 NOT_INSTALLED_HERE: dict[str, str] = {
-    "sglang": "its packages are for GPUs, and its CPU backend is built from source or run as a container: follow the "
-    "installation page of its documentation, then use the files that s2d-plan export --engine sglang writes",
-    "tensorrt-llm": "it runs on NVIDIA GPUs only, from NVIDIA's container or wheel: follow the installation page of its "
-    "documentation, then use the files that s2d-plan export --engine tensorrt-llm writes",
+    "sglang": "its packages are for GPUs, and its CPU backend is built from source or run as a container",
+    "tensorrt-llm": "it runs on NVIDIA GPUs only, from NVIDIA's container or wheel",
 }
-"""Why an engine of the table has no recipe, and what to do instead."""
+"""Why an engine of the table has no recipe."""

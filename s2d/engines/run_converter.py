@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from perfmodel.core.errors import UserInputError
 from s2d.engines.environments import engine_python
-from s2d.engines.processes.interpreter import engine_variables
+from s2d.engines.processes.process_variables import engine_variables
 
 _MAX_ERROR_LINES = 12
 

@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from perfmodel.core.disk import translate_write_errors
 from perfmodel.core.units import Seconds, Tokens
 from s2d.engines.processes.child_process import ChildProcess
-from s2d.engines.processes.interpreter import engine_variables
 from s2d.engines.processes.loopback_client import BadAnswer, LoopbackClient, free_port
-from s2d.engines.servers import make_server
-from s2d.engines.session_request import CallResult, SessionRequest
+from s2d.engines.processes.process_variables import engine_variables
+from s2d.engines.servers import SERVERS
+from s2d.engines.session_request import START_TIMEOUT_S, CallResult, EngineFacts, SessionRequest
 
-_START_TIMEOUT_S: Seconds = 1800.0
-"""Large models take long to load and compile; a server that ends is noticed at once."""
 _POLL_S: Seconds = 0.1
+_NOT_UNDERSTOOD = (KeyError, TypeError, ValueError, AttributeError)
+"""What reading an answer of another form than expected raises."""
 
 
 class ServerDriver:
     """A server process, and requests to it.
 
+    Args:
+        request: the engine, which has a server, and its models.
+        scratch: a folder for files of the session.
+
     Raises:
-        UserInputError: the engine is not installed, or has no server.
+        UserInputError: the engine is not installed.
         EngineFailure: it does not start.
     """
 
-    def __init__(self, request: SessionRequest) -> None:
-        self._scratch = request.log.with_suffix(".files").absolute()
-        self._process: ChildProcess | None = None
+    def __init__(self, request: SessionRequest, scratch: Path) -> None:
         port = free_port()
-        self._server = make_server(request, port, self._scratch)
+        self._server = SERVERS[request.engine](request, port, scratch)
         self._client = LoopbackClient(port)
+        self._process = ChildProcess(
+            request.engine,
+            self._server.command(),
+            environment=engine_variables(request.engine, request.num_threads) | dict(self._server.variables),
+            log=request.log,
+            has_pipes=False,
+        )
+        self.pid = self._process.pid
         try:
-            shutil.rmtree(self._scratch, ignore_errors=True)  # left by a session whose process was killed
-            with translate_write_errors(self._scratch):
-                self._scratch.mkdir()
-            variables = engine_variables(request.engine, request.num_threads) | dict(self._server.variables)
-            self._process = ChildProcess(
-                request.engine, self._server.command(), environment=variables, log=request.log, has_pipes=False
-            )
-            self.pid = self._process.pid
-            self._wait(self._process)
-            self.version = self._server.version(self._client)
-        except BadAnswer as err:
+            self._wait()
+            self.facts = EngineFacts(version=self._server.version(self._client), options=self._server.options)
+        except (BadAnswer, *_NOT_UNDERSTOOD) as err:
             self.close()
-            assert self._process is not None
-            raise self._process.failure(str(err)) from err
+            raise self._process.failure(_problem(err)) from err
         except BaseException:
             self.close()
             raise
@@ -56,26 +56,34 @@ class ServerDriver:
         """Decode one prompt, with the draft length and floor of the session.
 
         Raises:
-            EngineFailure: the engine fails or ends.
+            EngineFailure: the engine fails, ends, or does not answer in time.
         """
-        assert self._process is not None
+        self._check_runs()
         try:
             return self._server.call(self._client, prompt, max_new_tokens)
-        except BadAnswer as err:
-            raise self._process.failure(str(err)) from err
+        except (BadAnswer, *_NOT_UNDERSTOOD) as err:
+            raise self._process.failure(_problem(err)) from err
 
     def close(self) -> None:
-        """End the server and all processes it started, and remove the files of the session."""
-        if self._process is not None:
-            self._process.stop()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        """End the server and all processes it started."""
+        self._process.stop()
 
-    def _wait(self, process: ChildProcess) -> None:
+    def _wait(self) -> None:
         """Wait until the server is ready."""
-        deadline_s = time.perf_counter() + _START_TIMEOUT_S
+        deadline_s = time.perf_counter() + START_TIMEOUT_S
         while not self._client.is_ready(self._server.ready_path):
-            if process.has_ended:
-                raise process.failure("its server ended before it was ready")
+            self._check_runs(" before it was ready")
             if time.perf_counter() > deadline_s:
-                raise process.failure(f"its server was not ready after {_START_TIMEOUT_S:.0f} s")
+                raise self._process.failure(f"its server was not ready after {START_TIMEOUT_S:.0f} s")
             time.sleep(_POLL_S)
+        self._check_runs(" before it was ready")
+
+    def _check_runs(self, when: str = "") -> None:
+        """Refuse to go on if the server has ended: another program may then answer at its port."""
+        if self._process.has_ended:
+            raise self._process.failure(f"its server ended{when}")
+
+
+def _problem(err: Exception) -> str:
+    """What went wrong in a request."""
+    return str(err) if isinstance(err, BadAnswer) else f"its answer is not understood ({type(err).__name__}: {err})"

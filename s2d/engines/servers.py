@@ -11,19 +11,23 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
-from s2d.engines.processes.interpreter import engine_interpreter, find_program, installed_program
+from s2d.engines.environments import engine_program, engine_python, find_program
 from s2d.engines.processes.loopback_client import HOST, BadAnswer, LoopbackClient
 from s2d.engines.session_request import LLAMA_SERVER_VARIABLE, CallResult, Json, SessionRequest
 
 _DTYPES = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
 _LLAMA_BATCH: Tokens = 2048
 """Tokens of a prompt that llama.cpp reads in one call of `llama_decode`, its default."""
+_LLAMA_GPU = "CUDA0"
+"""A build without CUDA refuses this name, where it would otherwise run on the CPU. Not run by us."""
+_LLAMA_OPTIONS = {"--flash-attn": "auto", "--cache-type-k": "f16", "--cache-type-v": "f16"}
 _XLLAMACPP_SERVER = Path(__file__).with_name("workers") / "xllamacpp_server.py"
 
 
@@ -49,6 +53,20 @@ class Server(ABC):
         """Environment variables that it needs beside those of every engine."""
         return {}
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Settings that it is given beside those of the request, as `name=value`: those that change its speed or its text."""
+        return ()
+
+    @staticmethod
+    @abstractmethod
+    def program() -> list[str]:
+        """The first words of its command.
+
+        Raises:
+            UserInputError: it is not installed.
+        """
+
     @abstractmethod
     def command(self) -> Sequence[str]:
         """The command that starts it."""
@@ -69,19 +87,39 @@ class Server(ABC):
 class LlamaServer(Server):
     """llama.cpp: `llama-server`, or the same server inside the package xllamacpp.
 
-    Rounds are its calls of `llama_decode` for the target (`n_decode_total`) less those for the prompt.
+    Rounds are its calls of `llama_decode` for the target (`n_decode_total`) less those for the prompt. Kernels and KV cache are
+    those that users serve with by default: flash attention where the build has it, and a cache in f16, which both compute a
+    little less exactly than fp32. Instead of an end token, it emits the next best token (`ignore_eos`).
     """
 
-    def command(self) -> Sequence[str]:
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The engine's defaults, which the command states: a variable such as LLAMA_ARG_FLASH_ATTN cannot change them."""
+        return tuple(f"{name.removeprefix('--')}={value}" for name, value in _LLAMA_OPTIONS.items())
+
+    @staticmethod
+    def program() -> list[str]:
         """`llama-server` from $S2D_LLAMA_SERVER or the engine's environment, else xllamacpp."""
-        request = self.request
-        program = os.environ.get(LLAMA_SERVER_VARIABLE) or installed_program(request.engine, "llama-server")
-        if program is None:
-            return [engine_interpreter(request.engine), str(_XLLAMACPP_SERVER), self._settings()]
-        words = [program, "--model", str(request.target), "--host", HOST, "--port", str(self.port), "--parallel", "1"]
+        given = os.environ.get(LLAMA_SERVER_VARIABLE)
+        program = shutil.which(given) if given else engine_program("llama.cpp", "llama-server")
+        if given and program is None:
+            raise UserInputError(f"${LLAMA_SERVER_VARIABLE} is {given!r}: expected a program. Correct it, or unset it.")
+        return [str(engine_python("llama.cpp")), str(_XLLAMACPP_SERVER)] if program is None else [str(program)]
+
+    def command(self) -> Sequence[str]:
+        """One slot, no prompt cache, and the engine's defaults."""
+        request, program = self.request, self.program()
+        if program[-1] == str(_XLLAMACPP_SERVER):
+            if request.num_threads is None:
+                raise UserInputError(
+                    "the server inside xllamacpp runs on a CPU, expected one for the GPU that was requested. Set "
+                    f"${LLAMA_SERVER_VARIABLE} to a llama-server that was built for it."
+                )
+            return [*program, self._settings()]
+        words = [*program, "--model", str(request.target), "--host", HOST, "--port", str(self.port), "--parallel", "1"]
         words += ["--ctx-size", str(request.context_tokens), "--cache-ram", "0", "--no-cache-prompt", "--metrics", "--offline"]
-        words += ["--fit", "off", "--no-ui"]
-        words += [] if request.num_threads is None else ["--threads", str(request.num_threads)]
+        words += ["--fit", "off", "--no-ui", *(word for option in _LLAMA_OPTIONS.items() for word in option)]
+        words += ["--device", _LLAMA_GPU] if request.num_threads is None else ["--threads", str(request.num_threads)]
         if request.draft is not None:
             words += ["--spec-type", "draft-simple", "--spec-draft-model", str(request.draft)]
             words += ["--spec-draft-n-max", str(request.draft_tokens), "--spec-draft-p-min", str(request.floor or 0.0)]
@@ -139,11 +177,15 @@ class VllmServer(Server):
     its version under the name vllm.
     """
 
+    @staticmethod
+    def program() -> list[str]:
+        """The module behind `vllm serve`."""
+        return [str(engine_python("vllm")), "-m", "vllm.entrypoints.openai.api_server"]
+
     def command(self) -> Sequence[str]:
         """The server without a prefix cache."""
         request = self.request
-        words = [engine_interpreter(request.engine), "-m", "vllm.entrypoints.openai.api_server", "--model", str(request.target)]
-        words += ["--host", HOST, "--port", str(self.port)]
+        words = [*self.program(), "--model", str(request.target), "--host", HOST, "--port", str(self.port)]
         words += ["--dtype", _DTYPES.get(request.weights, "auto"), "--max-model-len", str(request.context_tokens)]
         words += ["--max-num-seqs", "1", "--no-enable-prefix-caching", "--seed", "0"]
         if request.draft is not None:
@@ -157,8 +199,8 @@ class VllmServer(Server):
         common = {"VLLM_NO_USAGE_STATS": "1"}
         if self.request.num_threads is None:
             return common
-        on_cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-        return common | on_cpu
+        on_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+        return common | on_cpu | {"VLLM_CPU_KVCACHE_SPACE": str(self.request.cache_gib)}
 
     def version(self, client: LoopbackClient) -> str:
         """From /version."""
@@ -183,10 +225,15 @@ class VllmServer(Server):
 class SglangServer(Server):
     """SGLang: `sglang.launch_server` with a standalone draft. Rounds are `spec_verify_ct` of the answer. Not run by us."""
 
+    @staticmethod
+    def program() -> list[str]:
+        """`sglang.launch_server`."""
+        return [str(engine_python("sglang")), "-m", "sglang.launch_server"]
+
     def command(self) -> Sequence[str]:
-        """`sglang.launch_server` without a prefix cache."""
+        """The server without a prefix cache."""
         request = self.request
-        words = [find_program(request.engine, "python3"), "-m", "sglang.launch_server", "--model-path", str(request.target)]
+        words = [*self.program(), "--model-path", str(request.target)]
         words += ["--host", HOST, "--port", str(self.port), "--dtype", _DTYPES.get(request.weights, "auto")]
         words += ["--context-length", str(request.context_tokens), "--max-running-requests", "1", "--disable-radix-cache"]
         words += ["--incremental-streaming-output", "--random-seed", "0"]
@@ -218,12 +265,17 @@ class SglangServer(Server):
 class TensorRtServer(Server):
     """TensorRT-LLM: `trtllm-serve` with its PyTorch backend. Every event of the stream is a round. Not run by us."""
 
+    @staticmethod
+    def program() -> list[str]:
+        """`trtllm-serve`."""
+        return [str(find_program("tensorrt-llm", "trtllm-serve"))]
+
     def command(self) -> Sequence[str]:
-        """`trtllm-serve`, its configuration in a file of the session."""
+        """The server, its configuration in a file of the session."""
         request = self.request
         config = self.scratch / "config.yaml"
         config.write_text(json.dumps(self._config(), indent=1) + "\n", encoding="utf-8")  # JSON is YAML
-        words = [find_program(request.engine, "trtllm-serve"), str(request.target), "--host", HOST, "--port", str(self.port)]
+        words = [*self.program(), str(request.target), "--host", HOST, "--port", str(self.port)]
         words += ["--backend", "pytorch", "--max_batch_size", "1", "--max_seq_len", str(request.context_tokens)]
         return [*words, "--config", str(config)]
 
@@ -324,15 +376,3 @@ def _completion_emissions(client: LoopbackClient, body: Mapping[str, object]) ->
 def _increase(name: str, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
     """How much a counter rose; None if the server has no such counter."""
     return round(after[name] - before.get(name, 0.0)) if name in after else None
-
-
-def make_server(request: SessionRequest, port: int, scratch: Path) -> Server:
-    """The server of an engine.
-
-    Raises:
-        UserInputError: this project drives none of it.
-    """
-    if request.engine not in SERVERS:
-        expected = ", ".join(SERVERS)
-        raise UserInputError(f"engine {request.engine!r} has no server that this project drives: expected one of {expected}.")
-    return SERVERS[request.engine](request, port, scratch)

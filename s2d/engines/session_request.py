@@ -22,6 +22,10 @@ SERVER_ENGINES = ("llama.cpp", "vllm", "sglang", "tensorrt-llm")
 """Engines that are driven through their server: by default if they have no other interface here."""
 LLAMA_SERVER_VARIABLE = "S2D_LLAMA_SERVER"
 """The environment variable with the path of a `llama-server` to run in place of the environment's."""
+START_TIMEOUT_S: Seconds = 1800.0
+"""Large models take long to load and compile; an engine that ends is noticed at once."""
+CALL_TIMEOUT_S: Seconds = 3600.0
+"""A call of many tokens on a slow machine."""
 _CHANGES_LENGTH = ("s2d", "onnxruntime", "openvino", "transformers", "mlx-lm")
 
 
@@ -48,10 +52,21 @@ class SessionRequest:
     """The file that receives what the engine prints. A folder beside it holds files of the session while it runs."""
     interface: Interface | None = None
     """None takes the Python API where there is one."""
+    cache_gib: int = 1
+    """Size of the KV cache of both models, for engines that reserve it when they start (OpenVINO, vLLM on a CPU)."""
 
     def __post_init__(self) -> None:
         if (self.draft is None) != (self.draft_tokens == 0):
             raise ValueError(f"draft {self.draft} with draft_tokens {self.draft_tokens}: expected both or neither")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What a started engine reports of itself."""
+
+    version: str
+    options: tuple[str, ...] = ()
+    """Settings that it was given beside those of the request, as `name=value`: those that change its speed or its text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +101,7 @@ class CallResult:
 class Driver(Protocol):
     """Starts an engine, calls it, and ends it."""
 
-    version: str
-    """As the engine reports it."""
+    facts: EngineFacts
     pid: int
     """A process above all processes of the engine."""
 

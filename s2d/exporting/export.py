@@ -11,6 +11,7 @@ from perfmodel.core.provenance import make_provenance
 from perfmodel.engines.check_constraints import known_bad_with
 from perfmodel.engines.engine import Engine
 from perfmodel.results.plan import PLAN_FILE, Plan
+from s2d.engines.worker_driver import find_worker
 from s2d.exporting.check_export import check_export, plan_facts, planned_engine, planned_weights
 from s2d.exporting.gpu_servers import sglang_files, tensorrt_llm_files, vllm_files
 from s2d.exporting.local_models import ExportedModels, find_models
@@ -20,7 +21,7 @@ from s2d.exporting.readme import Readme, readme_text
 from s2d.exporting.served_policy import served_policy
 from s2d.exporting.serving import EngineFiles, Serving
 from s2d.exporting.smoke_prompts import PromptRequest, expectation
-from s2d.exporting.write_export import ExportContents, find_worker, write_export
+from s2d.exporting.write_export import ExportContents, write_export
 from s2d.prompt_files.read_as import ReadAs
 from s2d.prompts.conversation import Prompt
 from s2d.running.run_inputs import load_plan
@@ -155,7 +156,7 @@ def make_export(request: ExportRequest) -> Export:
         expected=expected,
         checks=checks,
         warnings=warnings,
-        has_worker=find_worker(engine) is not None,
+        has_worker=find_worker(engine.name) is not None,
         has_smoke_test=has_smoke_test,
     )
     contents = ExportContents(

@@ -11,10 +11,15 @@ _ARGUMENTS = """\
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("text", help="the text to continue")
 parser.add_argument("--max-new-tokens", type=int, default=128, metavar="TOKENS")
-parser.add_argument("--target", default=TARGET, metavar="PATH")
 parser.add_argument("--plain", action="store_true", help="decode without the draft")
+"""
+_PLACES = """\
+parser.add_argument("--target", metavar="PATH", help="another place of the target")
 args = parser.parse_args()
-os.chdir(Path(__file__).parent)  # the paths above are relative to this folder
+target = args.target or TARGET
+if args.target and Path(args.target).exists():
+    target = str(Path(args.target).resolve())
+os.chdir(Path(__file__).resolve().parent)  # the paths above are relative to this folder
 """
 
 
@@ -36,12 +41,12 @@ NUM_ASSISTANT_TOKENS = {serving.policy.draft_tokens}
 DEVICE = "CPU"
 OPTIONS = {threads | exact!r}
 
-{_ARGUMENTS}
+{_ARGUMENTS}{_PLACES}
 scheduler = openvino_genai.SchedulerConfig()
 scheduler.cache_size = {OPENVINO_CACHE_GB}  # GB, shared by target and draft
 scheduler.max_num_seqs = {serving.max_batch}
 draft = {{}} if args.plain else {{"draft_model": openvino_genai.draft_model(DRAFT, DEVICE, **OPTIONS)}}
-pipeline = openvino_genai.LLMPipeline(args.target, DEVICE, scheduler_config=scheduler, **draft, **OPTIONS)
+pipeline = openvino_genai.LLMPipeline(target, DEVICE, scheduler_config=scheduler, **draft, **OPTIONS)
 
 config = openvino_genai.GenerationConfig()
 config.max_new_tokens = args.max_new_tokens
@@ -70,8 +75,10 @@ import onnxruntime_genai
 TARGET = {serving.target!r}
 MAX_DRAFT_TOKENS = {serving.policy.draft_tokens}
 
-{_ARGUMENTS}
-model = onnxruntime_genai.Model(args.target if args.plain else ".")  # genai_config.json of this folder names the draft
+{_ARGUMENTS}args = parser.parse_args()
+os.chdir(Path(__file__).resolve().parent)  # the paths above are relative to this folder
+
+model = onnxruntime_genai.Model(TARGET if args.plain else ".")  # genai_config.json of this folder names the draft
 tokenizer = onnxruntime_genai.Tokenizer(model)
 params = onnxruntime_genai.GeneratorParams(model)
 prompt = tokenizer.encode(args.text)
@@ -102,6 +109,8 @@ import argparse
 import os
 from pathlib import Path
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
+
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -109,15 +118,15 @@ TARGET = {serving.target!r}
 DRAFT = {serving.draft!r}
 DTYPE = torch.{dtype}
 
-{_ARGUMENTS}
-{threads}tokenizer = AutoTokenizer.from_pretrained(args.target)
-target = AutoModelForCausalLM.from_pretrained(args.target, dtype=DTYPE).eval()
+{_ARGUMENTS}{_PLACES}
+{threads}tokenizer = AutoTokenizer.from_pretrained(target)
+model = AutoModelForCausalLM.from_pretrained(target, dtype=DTYPE).eval()
 draft = {{}}
 if not args.plain:  # its generation_config.json has the draft length
     draft["assistant_model"] = AutoModelForCausalLM.from_pretrained(DRAFT, dtype=DTYPE).eval()
 inputs = tokenizer(args.text, return_tensors="pt")
 inputs.pop("token_type_ids", None)
-output = target.generate(**inputs, do_sample=False, max_new_tokens=args.max_new_tokens, **draft)
+output = model.generate(**inputs, do_sample=False, max_new_tokens=args.max_new_tokens, **draft)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 """
     notes = (

@@ -108,11 +108,22 @@ def _commands(readme: Readme) -> str:
 
 def _target(serving: Serving) -> str:
     if serving.is_target_inside:
-        return f"The target is here: `{serving.target}`. `TARGET=PATH` before a script takes another one."
+        return f"The target is here: `{serving.target}`. {_elsewhere(serving)}".rstrip()
     if serving.engine.checkpoint == "huggingface":
-        return f"The target is not copied: `{_inline(serving.target)}`. `TARGET=PATH` before a script takes another place."
+        return (
+            f"The target is not copied: `{_inline(serving.target)}`. {_elsewhere(serving)} Nothing is downloaded: "
+            "`HF_HUB_OFFLINE=0` before a command lets the engine fetch a target by its name."
+        )
     convert = f"s2d-engines convert --engine {serving.engine.name} --weights {serving.weights} DIR {serving.target}"
     return f"The target is missing, as requested. Make `{serving.target}` in this folder: `{convert}`"
+
+
+def _elsewhere(serving: Serving) -> str:
+    """How to take a target from another place; empty where one configuration holds both models."""
+    if serving.engine.checkpoint == "onnx":
+        return ""
+    is_script = serving.engine.name in ("openvino", "transformers")
+    return "`--target PATH` takes another one." if is_script else "`TARGET=PATH` before a script takes another one."
 
 
 def _check(readme: Readme) -> str:

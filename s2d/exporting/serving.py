@@ -11,6 +11,10 @@ from s2d.exporting.served_policy import ServedPolicy
 
 TARGET_VARIABLE = '"$TARGET"'
 """The target in a script. The user may set it to another place."""
+_RESOLVE_TARGET = 'case ${TARGET:-} in "" | /*) ;; *) if [ -e "$TARGET" ]; then TARGET=$PWD/$TARGET; fi ;; esac'
+"""A relative path is one of the caller's folder, which the script leaves."""
+_OFFLINE = "export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}"
+"""Engines would fetch a target that is named and not here."""
 PORT_VARIABLE = '"${PORT}"'
 
 
@@ -76,7 +80,8 @@ def script(serving: Serving, purpose: str, commands: Sequence[str], *, port: int
         commands: lines after the variables.
         port: default of the variable PORT; None without a server.
     """
-    lines = ["#!/bin/sh", f"# {purpose}", "set -eu", 'cd -- "$(dirname -- "$0")"']
+    lines = ["#!/bin/sh", f"# {purpose}", "set -eu", _RESOLVE_TARGET, 'cd -- "$(dirname -- "$0")"']
+    lines += [_OFFLINE] if serving.engine.checkpoint in ("huggingface", "mlx") else []
     lines += [f'if [ -z "${{TARGET:-}}" ]; then TARGET={shlex.quote(serving.target)}; fi']
     lines += [f"PORT=${{PORT:-{port}}}"] if port is not None else []
     return "\n".join([*lines, *commands]) + "\n"

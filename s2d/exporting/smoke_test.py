@@ -37,6 +37,8 @@ POLL_S = 0.5
 LLAMA_CPP_BATCH = 2048
 """Tokens of a prompt that llama.cpp reads in one pass, its default."""
 LOG = "smoke_test.log"
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks the server itself, also where a proxy is set for other addresses."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 """Nothing is downloaded, and no usage is reported."""
 
@@ -194,7 +196,11 @@ def _caller(test: dict[str, Any], args: argparse.Namespace, *, has_draft: bool) 
     if url is None and worker.is_file() and not args.start_server:
         return _worker(test, worker, args.target or test["target"], has_draft=has_draft)
     if test["engine"] not in SERVERS:
-        raise SmokeTestFailed(f"{test['engine']} has no server that reports its rounds. Run the test without --url.")
+        raise SmokeTestFailed(
+            f"{test['engine']} has no server whose rounds this test reads"
+            + (". Run the test without --url and --start-server" if worker.is_file() else "")
+            + ". What the engine reports is compared by s2d-compare --engine-metrics."
+        )
     if url is None:
         return _started_server(test, args.target, has_draft=has_draft)
     return contextlib.nullcontext(Server(test["engine"], url, has_draft=has_draft))
@@ -324,7 +330,7 @@ class Server:
     def is_ready(self) -> bool:
         """Whether the models are loaded."""
         try:
-            with urllib.request.urlopen(self._url + "/health", timeout=POLL_S * 20):
+            with _DIRECT.open(self._url + "/health", timeout=POLL_S * 20):
                 return True
         except OSError:
             return False
@@ -340,7 +346,7 @@ class Server:
 
 def _read(request: urllib.request.Request) -> str:
     try:
-        with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as answer:
+        with _DIRECT.open(request, timeout=REQUEST_TIMEOUT_S) as answer:
             text: str = answer.read().decode()
             return text
     except urllib.error.HTTPError as err:

@@ -8,17 +8,15 @@ from pathlib import Path
 from perfmodel.core.console import print_err
 from perfmodel.core.disk import PathLike, atomic_folder
 from perfmodel.core.provenance import make_provenance
-from perfmodel.engines.engine import Engine
 from perfmodel.results.plan import Plan
+from s2d.engines.processes.child_process import GUARD
+from s2d.engines.worker_driver import WORKERS, find_worker
 from s2d.exporting.local_models import ExportedModels, check_target_weights
 from s2d.exporting.onnx_composite import write_composite
 from s2d.exporting.serving import Serving, TextFile
 from s2d.exporting.smoke_prompts import EXACT_WEIGHTS, SMOKE_TEST_FILE, Expectation, SmokeTest
 from s2d.loading.load_model import export_exit
 
-_ENGINES = Path(__file__).parents[1] / "engines"
-_WORKERS = _ENGINES / "workers"
-"""Scripts that run engines. The export copies the one of its engine, so that the smoke test needs nothing of this project."""
 _SMOKE_TEST = Path(__file__).with_name("smoke_test.py")
 _EXECUTABLE = 0o755
 
@@ -36,12 +34,6 @@ class ExportContents:
     readme: str
     expected: Expectation | None
     """Of the smoke test; None without one."""
-
-
-def find_worker(engine: Engine) -> Path | None:
-    """The script that runs an engine for the smoke test; None if it is tested through its server."""
-    path = _WORKERS / f"{engine.name.replace('.', '_').replace('-', '_')}_worker.py"
-    return path if path.is_file() else None
 
 
 def write_export(folder: PathLike, contents: ExportContents) -> None:
@@ -99,7 +91,7 @@ def _write_assistant_settings(path: Path, serving: Serving) -> None:
 
 
 def _write_smoke_test(out: Path, serving: Serving, expected: Expectation) -> None:
-    """The script, its prompts, and the engine's worker."""
+    """The script, its prompts, and what runs the engine, so that the smoke test needs nothing of this project."""
     shutil.copyfile(_SMOKE_TEST, out / "smoke_test.py")
     test = SmokeTest(
         engine=serving.engine.name,
@@ -117,9 +109,9 @@ def _write_smoke_test(out: Path, serving: Serving, expected: Expectation) -> Non
         prompts=expected.prompts,
     )
     SMOKE_TEST_FILE.write(out / "prompts.json", test, make_provenance(argv=("s2d-plan", "export")))
-    worker = find_worker(serving.engine)
-    scripts = [_ENGINES / "processes" / "guard.py", *([] if worker is None else [worker, _WORKERS / "serve.py"])]
-    scripts += [_WORKERS / "xllamacpp_server.py"] if serving.engine.name == "llama.cpp" else []
+    worker = find_worker(serving.engine.name)
+    scripts = [GUARD, *([] if worker is None else [worker, WORKERS / "serve.py"])]
+    scripts += [WORKERS / "xllamacpp_server.py"] if serving.engine.name == "llama.cpp" else []
     (out / "smoke").mkdir()
     for script in scripts:
         shutil.copyfile(script, out / "smoke" / script.name)

@@ -1,1 +1,1 @@
-"""Processes that never outlive this one: the guard above them, their interpreters, and requests to their servers."""
+"""Processes that never outlive this one: the guard above them, their variables, and requests to their servers."""

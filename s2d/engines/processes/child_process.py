@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from perfmodel.core.disk import translate_write_errors
 from perfmodel.core.errors import EngineFailure
+from perfmodel.core.units import Bytes, Seconds
 
-_GUARD = Path(__file__).with_name("guard.py")
+GUARD = Path(__file__).with_name("guard.py")
+"""The program above every command."""
 _LOG_LINES = 8
 _MAX_LOG_CHARS = 1200
+_MAX_LOG_BYTES: Bytes = 64 * 1024
+"""How much of the end of a log is read: logs may be large."""
+_READ_BYTES: Bytes = 64 * 1024
+_KILLED = 137
+"""A shell's exit code after SIGKILL."""
 
 
 class ChildProcess:
@@ -42,15 +51,13 @@ class ChildProcess:
         try:
             with translate_write_errors(log), log.open("wb") as file:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(_GUARD), str(read_end), *command],
+                    [sys.executable, "-I", "-S", str(GUARD), str(read_end), *command],
                     stdin=subprocess.PIPE if has_pipes else subprocess.DEVNULL,
                     stdout=subprocess.PIPE if has_pipes else file,
                     stderr=file,
                     env=dict(environment),
                     pass_fds=(read_end,),
                     start_new_session=True,  # Ctrl-C in a terminal reaches this process alone
-                    text=True,
-                    encoding="utf-8",
                 )
         except BaseException:
             os.close(self._guard_pipe)
@@ -58,6 +65,7 @@ class ChildProcess:
         finally:
             os.close(read_end)
         self._is_stopped = False
+        self._unread = b""
 
     @property
     def pid(self) -> int:
@@ -77,22 +85,31 @@ class ChildProcess:
         """
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(line + "\n")
+            self._process.stdin.write(f"{line}\n".encode())
             self._process.stdin.flush()
-        except OSError as err:
+        except (OSError, ValueError) as err:  # ValueError: it was stopped
             raise self.failure("it ended") from err
 
-    def read_line(self) -> str:
-        """The next line of its stdout. Waits for it without limit.
+    def read_line(self, timeout_s: Seconds) -> str:
+        """The next line of its stdout. A command that takes longer is stopped, because its answer may come later.
 
         Raises:
-            EngineFailure: it has ended.
+            EngineFailure: it has ended, or takes longer than the timeout.
         """
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self.failure(f"it ended with exit code {self._process.wait()}")
-        return line
+        deadline_s = time.perf_counter() + timeout_s
+        while b"\n" not in self._unread:
+            if self._is_stopped:
+                raise self.failure("it ended")
+            if not _is_readable(self._process.stdout.fileno(), deadline_s - time.perf_counter()):
+                self.stop()
+                raise self.failure(f"it did not answer within {timeout_s:.0f} s")
+            read = os.read(self._process.stdout.fileno(), _READ_BYTES)
+            if not read:
+                raise self.failure(_ending(self._process.wait()))
+            self._unread += read
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line.decode("utf-8", errors="replace")
 
     def failure(self, problem: str) -> EngineFailure:
         """The error for a problem of this process, with the last lines of its log."""
@@ -111,10 +128,25 @@ class ChildProcess:
                     stream.close()
 
 
+def _is_readable(descriptor: int, timeout_s: Seconds) -> bool:
+    """Whether there is something to read, or the end, before the timeout."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(max(0.0, timeout_s) * 1e3))
+
+
+def _ending(code: int) -> str:
+    """How a command ended."""
+    hint = ", as if the system had killed it for want of memory" if code == _KILLED else ""
+    return f"it ended with exit code {code}{hint}"
+
+
 def _last_lines(log: Path) -> str:
     """The end of a log; empty if it cannot be read."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_LOG_BYTES))
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     return "\n".join([line.rstrip() for line in lines if line.strip()][-_LOG_LINES:])[-_MAX_LOG_CHARS:]

@@ -18,13 +18,17 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _GRACE_S = 3.0
 """Between SIGTERM and SIGKILL."""
 _POLL_S = 0.02
+_PROC = "/proc"
+_CANNOT_RUN = 127
+"""A shell's exit code of a command that it cannot run."""
 _ENDED_BY_SIGNAL = 128
 """A shell's exit code of a command that a signal ended is this number plus the signal's."""
 
 
 def main() -> int:
     """Run the command until it ends or the pipe is closed; returns the command's exit code."""
-    pipe, command = int(sys.argv[1]), sys.argv[2:]
+    pipe, command = os.dup(int(sys.argv[1])), sys.argv[2:]  # a low number, which `select` needs
+    os.close(int(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # the pipe alone decides: a terminal sends these to the asking process too
     wake_read, wake_write = os.pipe()
@@ -32,7 +36,12 @@ def main() -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     _prctl(_PR_SET_CHILD_SUBREAPER)  # orphaned descendants become children of this process
-    child = subprocess.Popen(command, preexec_fn=_die_with_parent, process_group=0, close_fds=True).pid
+    try:
+        process = subprocess.Popen(command, preexec_fn=_die_with_parent, process_group=0, close_fds=True)
+    except OSError as err:
+        sys.stderr.write(f"cannot run {command[0]!r}: {err.strerror}\n")
+        return _CANNOT_RUN
+    child = process.pid  # the object stays: when it is deleted, it may collect an ended child before `_reap` does
     code = None
     while code is None:
         ready, _, _ = select.select([pipe, wake_read], [], [])
@@ -48,21 +57,22 @@ def _end_all(child: int, code: int | None) -> int:
     """End the command and its descendants, first with SIGTERM, then with SIGKILL."""
     deadline_s = time.perf_counter() + _GRACE_S
     _signal_all(child, signal.SIGTERM)
-    while _descendants():
+    while code is None or _descendants():
         if time.perf_counter() > deadline_s:
             _signal_all(child, signal.SIGKILL)
         time.sleep(_POLL_S)
         ended = _reap(child)
         code = ended if code is None else code
-    return 0 if code is None else code
+    return code
 
 
 def _signal_all(child: int, number: signal.Signals) -> None:
     for process in _descendants():
         with contextlib.suppress(OSError):
             os.kill(process, number)
-    with contextlib.suppress(OSError):  # all that a system without /proc can reach
-        os.killpg(child, number)
+    if not os.path.isdir(_PROC):  # noqa: PTH112
+        with contextlib.suppress(OSError):  # all that such a system lets us reach
+            os.killpg(child, number)
 
 
 def _reap(child: int) -> int | None:
@@ -83,8 +93,8 @@ def _reap(child: int) -> int | None:
 def _descendants() -> list[int]:
     """Processes below this one that have not been collected."""
     children: dict[int, list[int]] = {}
-    for name in filter(str.isdecimal, os.listdir("/proc") if os.path.isdir("/proc") else ()):  # noqa: PTH208, PTH112
-        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+    for name in filter(str.isdecimal, os.listdir(_PROC) if os.path.isdir(_PROC) else ()):  # noqa: PTH208, PTH112
+        with contextlib.suppress(OSError), open(f"{_PROC}/{name}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
             parent = int(file.read().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(name))
     found, below = [], [os.getpid()]

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfmodel.core.units import Seconds
+from s2d.engines.session_request import CALL_TIMEOUT_S
 
 HOST = "127.0.0.1"
-_TIMEOUT_S = 3600.0
-"""A call of many tokens on a slow machine; a server that ends is noticed at once."""
 _PROBE_TIMEOUT_S = 5.0
 _MAX_ERROR_CHARS = 300
 
@@ -65,7 +64,7 @@ class LoopbackClient:
         Raises:
             BadAnswer: no success.
         """
-        return self._read("GET", path, None, _TIMEOUT_S)
+        return self._read("GET", path, None, CALL_TIMEOUT_S)
 
     def post(self, path: str, body: Mapping[str, object]) -> Event:
         """The JSON that answers a JSON request, and the seconds it took.
@@ -74,7 +73,7 @@ class LoopbackClient:
             BadAnswer: no success.
         """
         start_s = time.perf_counter()
-        text = self._read("POST", path, body, _TIMEOUT_S)
+        text = self._read("POST", path, body, CALL_TIMEOUT_S)
         return Event(seconds=time.perf_counter() - start_s, data=json.loads(text))
 
     def stream(self, path: str, body: Mapping[str, object]) -> Iterator[Event]:
@@ -83,25 +82,25 @@ class LoopbackClient:
         Raises:
             BadAnswer: no success.
         """
-        with closing(http.client.HTTPConnection(HOST, self._port, timeout=_TIMEOUT_S)) as connection:
+        with closing(http.client.HTTPConnection(HOST, self._port, timeout=CALL_TIMEOUT_S)) as connection:
             start_s = time.perf_counter()
             try:
                 answer = self._answer(connection, "POST", path, body)
                 while line := answer.readline():
-                    name, _, data = line.decode().strip().partition(":")
+                    name, _, data = line.decode(errors="replace").strip().partition(":")
                     if name == "data" and data.strip() != "[DONE]":
                         yield Event(seconds=time.perf_counter() - start_s, data=json.loads(data))
             except (OSError, http.client.HTTPException) as err:
                 raise BadAnswer(f"POST {path}: {err or type(err).__name__}") from err
 
     def counters(self) -> dict[str, float]:
-        """The Prometheus metrics at /metrics, each summed over its labels; empty if there are none."""
-        try:
-            text = self.get("/metrics")
-        except BadAnswer:
-            return {}
+        """The Prometheus metrics at /metrics, each summed over its labels.
+
+        Raises:
+            BadAnswer: there are none.
+        """
         sums: dict[str, float] = {}
-        for line in text.splitlines():
+        for line in self.get("/metrics").splitlines():
             if line and not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
                 name = name.partition("{")[0]
@@ -111,7 +110,7 @@ class LoopbackClient:
     def _read(self, method: str, path: str, body: Mapping[str, object] | None, timeout_s: Seconds) -> str:
         with closing(http.client.HTTPConnection(HOST, self._port, timeout=timeout_s)) as connection:
             try:
-                return self._answer(connection, method, path, body).read().decode()
+                return self._answer(connection, method, path, body).read().decode(errors="replace")
             except (OSError, http.client.HTTPException) as err:
                 raise BadAnswer(f"{method} {path}: {err or type(err).__name__}") from err
 
@@ -123,5 +122,7 @@ class LoopbackClient:
         connection.request(method, path, text, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         if answer.status != http.client.OK:
-            raise BadAnswer(f"{method} {path}: status {answer.status}, {answer.read().decode()[:_MAX_ERROR_CHARS]}")
+            raise BadAnswer(
+                f"{method} {path}: status {answer.status}, {answer.read().decode(errors='replace')[:_MAX_ERROR_CHARS]}"
+            )
         return answer

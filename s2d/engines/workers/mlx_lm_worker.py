@@ -5,15 +5,22 @@ draft, the tokens of the first round come together and are not timed: that round
 """
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Engine:
     """A model and its draft; the draft length can change from call to call."""
 
+    options: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, settings: dict[str, Any]) -> None:
+        import mlx.core
         import mlx_lm
 
+        if settings["num_threads"] is not None:
+            mlx.core.set_default_device(mlx.core.cpu)
+        elif mlx.core.default_device() == mlx.core.cpu:
+            raise RuntimeError("this build of MLX runs on a CPU, and a GPU was requested")
         self.version = mlx_lm.__version__
         self._target, self._tokenizer = mlx_lm.load(settings["target"])
         self._draft = None if settings["draft"] is None else mlx_lm.load(settings["draft"])[0]

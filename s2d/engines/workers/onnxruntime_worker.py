@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+CONFIG = "genai_config.json"
+SEARCH = {"past_present_share_buffer": True}
+"""Search options of every session and export: the cache is not copied after each pass."""
+
 
 class Engine:
     """A model, with or without its draft; the draft length can change from call to call."""
@@ -20,6 +24,7 @@ class Engine:
 
         self._genai = onnxruntime_genai
         self.version = onnxruntime_genai.__version__
+        self.options = dict(SEARCH)
         self._has_draft = settings["draft"] is not None
         self._model = onnxruntime_genai.Model(_composite_folder(settings))
 
@@ -58,39 +63,62 @@ def _speculation(stats: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def composite_config(target: dict[str, Any], draft: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a folder that holds a target in `target` and a draft in `draft`.
+
+    Args:
+        target: its genai_config.json.
+        draft: the same of the draft; None without one.
+        settings: `num_threads` (None: the engine's default) and `draft_tokens`.
+    """
+    config = target | {"search": target["search"] | SEARCH, "model": dict(target["model"])}
+    config["model"]["decoder"] = _placed(target["model"]["decoder"], "target", settings["num_threads"])
+    if draft is not None:
+        config["model"]["draft"] = _placed(draft["model"]["decoder"], "draft", settings["num_threads"])
+        config["speculative"] = {"max_draft_tokens": settings["draft_tokens"]}
+    return config
+
+
+def _placed(decoder: dict[str, Any], folder: str, num_threads: int | None) -> dict[str, Any]:
+    """The entry of a model whose files lie in a folder, with its threads."""
+    placed = decoder | {"filename": f"{folder}/{decoder['filename']}"}
+    if num_threads is not None:
+        threads = {"intra_op_num_threads": num_threads, "inter_op_num_threads": 1}
+        placed["session_options"] = decoder.get("session_options", {}) | threads
+    return placed
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a model."""
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return config
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Files that the engine reads beside the configuration."""
+    return [file for file in sorted(folder.iterdir()) if "token" in file.name or file.suffix in (".jinja", ".txt")]
+
+
 def _composite_folder(settings: dict[str, Any]) -> str:
     """A folder with both models and one configuration, which may name no file outside of it."""
     folder, target = Path(settings["scratch"]), Path(settings["target"])
-    config = json.loads((target / "genai_config.json").read_text(encoding="utf-8"))
-    decoder = config["model"]["decoder"]
-    decoder |= _with_threads(decoder, settings) | {"filename": _placed(target, folder / "target", decoder["filename"])}
-    if settings["draft"] is not None:
-        source = Path(settings["draft"])
-        draft = json.loads((source / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
-        filename = _placed(source, folder / "draft", draft["filename"])
-        config["model"]["draft"] = _with_threads(draft, settings) | {"filename": filename}
-        config["speculative"] = {"max_draft_tokens": settings["draft_tokens"]}
-    config["search"]["past_present_share_buffer"] = True
-    for file in target.iterdir():
-        if "token" in file.name or file.suffix in (".jinja", ".txt"):
-            shutil.copy(file, folder)
-    (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
+    draft = None if settings["draft"] is None else Path(settings["draft"])
+    _link_model(target, folder / "target")
+    if draft is not None:
+        _link_model(draft, folder / "draft")
+    for file in tokenizer_files(target):
+        shutil.copy(file, folder)
+    config = composite_config(read_config(target), None if draft is None else read_config(draft), settings)
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     return str(folder)
 
 
-def _placed(source: Path, folder: Path, filename: str) -> str:
-    """Link the files of a model into a folder, or copy them from another disk; returns the name for the configuration."""
+def _link_model(source: Path, folder: Path) -> None:
+    """Link the files of a model into a folder, or copy them from another disk."""
     folder.mkdir()
+    filename = read_config(source)["model"]["decoder"]["filename"]
     for file in source.glob(f"{filename}*"):
         try:
             os.link(file.resolve(), folder / file.name)
         except OSError:
             shutil.copy(file, folder)
-    return f"{folder.name}/{filename}"
-
-
-def _with_threads(decoder: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    if settings["num_threads"] is None:
-        return decoder
-    threads = {"intra_op_num_threads": settings["num_threads"], "inter_op_num_threads": 1}
-    return decoder | {"session_options": decoder.get("session_options", {}) | threads}

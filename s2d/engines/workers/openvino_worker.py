@@ -7,13 +7,15 @@
 import time
 from typing import Any
 
-_PRECISION_HINTS = {"f32": "f32", "fp32": "f32", "bf16": "bf16", "f16": "f16", "fp16": "f16"}
-"""Arithmetic by storage of the weights; other storages leave it to the engine."""
-_CACHE_GB = 1
+_PRECISION_HINTS = {"f32": "f32", "fp32": "f32", "bf16": "bf16"}
+"""Arithmetic by storage of the weights; other storages leave it to the engine, as exported scripts do."""
 
 
 class Engine:
-    """A pipeline, with or without a draft; the draft length can change from call to call."""
+    """A pipeline, with or without a draft; the draft length can change from call to call.
+
+    A confidence threshold excludes a draft length in this engine: with a floor, nothing limits the length.
+    """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         import openvino_genai
@@ -21,21 +23,20 @@ class Engine:
         self._genai = openvino_genai
         self.version = openvino_genai.__version__
         self._has_draft = settings["draft"] is not None
-        options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-        if settings["num_threads"] is not None:
-            options["INFERENCE_NUM_THREADS"] = settings["num_threads"]
+        self.options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
         if hint := _PRECISION_HINTS.get(settings["weights"]):
-            options["INFERENCE_PRECISION_HINT"] = hint
+            self.options["INFERENCE_PRECISION_HINT"] = hint
             if hint == "f32":
-                options["KV_CACHE_PRECISION"] = hint
+                self.options["KV_CACHE_PRECISION"] = hint
+        threads = {} if settings["num_threads"] is None else {"INFERENCE_NUM_THREADS": settings["num_threads"]}
         scheduler = openvino_genai.SchedulerConfig()
-        scheduler.cache_size = _CACHE_GB
+        scheduler.cache_size = settings.get("cache_gib", 1)
         scheduler.enable_prefix_caching = False
         scheduler.max_num_batched_tokens = max(settings["context_tokens"], 256)
         more: dict[str, Any] = {"scheduler_config": scheduler}
         if self._has_draft:
-            more["draft_model"] = openvino_genai.draft_model(settings["draft"], "CPU", **options)
-        self._pipeline = openvino_genai.LLMPipeline(settings["target"], "CPU", **options, **more)
+            more["draft_model"] = openvino_genai.draft_model(settings["draft"], "CPU", **self.options, **threads)
+        self._pipeline = openvino_genai.LLMPipeline(settings["target"], "CPU", **self.options, **threads, **more)
 
     def call(self, request: dict[str, Any]) -> dict[str, Any]:
         """Decode one prompt greedily, to exactly the requested number of tokens."""
@@ -49,6 +50,7 @@ class Engine:
         config.apply_chat_template = False
         if self._has_draft and request["floor"] is not None:
             config.assistant_confidence_threshold = request["floor"]
+            config.logprobs = 1  # else every log-probability is 0, which ends each block at its first token
         elif self._has_draft:
             config.num_assistant_tokens = request["draft_tokens"]
         ids = np.array([request["prompt"]], np.int64)

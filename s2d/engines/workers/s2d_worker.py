@@ -28,6 +28,7 @@ class Engine:
         self.version = TOOL_VERSION
         num_threads = settings["num_threads"]
         self._device = "cuda" if num_threads is None else "cpu"
+        self.options = {"mode": "graph" if self._device == "cuda" else "eager"}
         use_device(self._device)
         if num_threads is not None:
             torch.set_num_threads(num_threads)
@@ -38,8 +39,8 @@ class Engine:
         self._session = Session(target, draft, settings["context_tokens"])
 
     def _load(self, folder: str, weights: str) -> LoadedModel:
-        mode = "graph" if self._device == "cuda" else "eager"
-        return load_model(folder, _DTYPES.get(weights, weights), self._device, mode=mode)  # type: ignore[arg-type]
+        dtype = _DTYPES.get(weights, weights)
+        return load_model(folder, dtype, self._device, mode=self.options["mode"])  # type: ignore[arg-type]
 
     def call(self, request: dict[str, Any]) -> dict[str, Any]:
         """Decode one prompt greedily, to exactly the requested number of tokens."""

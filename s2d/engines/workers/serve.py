@@ -1,8 +1,8 @@
 """Answers calls to an engine, as JSON lines on stdin and stdout: `python serve.py WORKER.py SETTINGS`.
 
 WORKER.py has a class `Engine`, made from the settings: the JSON object that `s2d.engines.worker_driver` writes. Its `version`
-is sent first. Every line of stdin is then a call `{"prompt", "max_new_tokens", "draft_tokens", "floor"}`, answered by an object
-with the fields of `CallResult`, or by `{"error"}`.
+and `options`, settings beside those that were asked for, are sent first. Every line of stdin is then a call `{"prompt",
+"max_new_tokens", "draft_tokens", "floor"}`, answered by an object with the fields of `CallResult`, or by `{"error"}`.
 
 Engines print what they like, so stdout is sent to stderr before the engine is imported, and answers go to a private copy.
 """
@@ -33,7 +33,7 @@ def main() -> None:
         traceback.print_exc()
         answer({"error": _one_line(err)})
         return
-    answer({"version": engine.version})
+    answer({"version": engine.version, "options": engine.options})
     for line in sys.stdin:
         try:
             answer(engine.call(json.loads(line)))

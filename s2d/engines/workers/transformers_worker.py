@@ -6,13 +6,15 @@ transformers reports no acceptance: a round accepts what it emits, less one.
 """
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 _DTYPES = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
 
 
 class Engine:
     """A model and its assistant; the draft length can change from call to call."""
+
+    options: ClassVar[dict[str, Any]] = {"num_assistant_tokens_schedule": "constant"}
 
     def __init__(self, settings: dict[str, Any]) -> None:
         import torch
@@ -42,8 +44,8 @@ class Engine:
                 eos_token_id=None,
                 pad_token_id=0,
                 num_assistant_tokens=request["draft_tokens"],
-                num_assistant_tokens_schedule="constant",
                 assistant_confidence_threshold=request["floor"] or 0.0,
+                **self.options,
             )
             options["assistant_model"] = self._draft
         ids = self._torch.tensor([request["prompt"]], device=self._device)

@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 _DTYPES = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
-_CACHE_GB = 1
 _COUNTERS = {"num_rounds": "num_drafts", "num_drafted": "num_draft_tokens", "num_accepted": "num_accepted_tokens"}
 
 
@@ -18,14 +17,18 @@ class Engine:
     """A target, a draft and one draft length: the engine takes the length when it starts."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        os.environ |= _environment(settings["num_threads"])
+        os.environ |= _environment(settings["num_threads"], settings.get("cache_gib", 1))
         import vllm
+        from vllm.platforms import current_platform
 
+        if current_platform.is_cpu() and settings["num_threads"] is None:
+            raise RuntimeError("this build of vLLM runs on a CPU, and a GPU was requested")
         self._vllm = vllm
         self.version = vllm.__version__
-        options: dict[str, Any] = {}
+        self.options = {"max_num_seqs": 1, "enable_prefix_caching": False}
+        draft: dict[str, Any] = {}
         if settings["draft"] is not None:
-            options["speculative_config"] = {
+            draft["speculative_config"] = {
                 "method": "draft_model",
                 "model": settings["draft"],
                 "num_speculative_tokens": settings["draft_tokens"],
@@ -34,12 +37,11 @@ class Engine:
             settings["target"],
             dtype=_DTYPES.get(settings["weights"], "auto"),
             max_model_len=settings["context_tokens"],
-            max_num_seqs=1,
             max_num_batched_tokens=max(settings["context_tokens"], 512),
-            enable_prefix_caching=False,
             disable_log_stats=False,
             seed=0,
-            **options,
+            **self.options,
+            **draft,
         )
         self._has_draft = settings["draft"] is not None
 
@@ -74,13 +76,13 @@ class Engine:
         }
 
 
-def _environment(num_threads: int | None) -> dict[str, str]:
+def _environment(num_threads: int | None, cache_gib: int) -> dict[str, str]:
     """Variables that vLLM reads: one process, nothing downloaded or reported, and the threads of a CPU run."""
     common = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if num_threads is None:
         return common
     return common | {
-        "VLLM_CPU_KVCACHE_SPACE": str(_CACHE_GB),
+        "VLLM_CPU_KVCACHE_SPACE": str(cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "OMP_NUM_THREADS": str(num_threads),

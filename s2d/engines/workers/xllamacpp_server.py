@@ -18,7 +18,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     params = xllamacpp.CommonParams()
     params.model.path = settings["target"]
-    params.port = settings["port"]
+    params.hostnames, params.port = ["127.0.0.1"], settings["port"]
     params.n_ctx = settings["context_tokens"]
     params.n_parallel = 1
     params.cache_ram_mib = 0

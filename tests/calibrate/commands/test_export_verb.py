@@ -63,6 +63,21 @@ def test_a_folder_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "-o/--output" in capsys.readouterr().err
 
 
+def test_an_existing_folder_is_refused_as_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "served").mkdir()
+    assert main_plan(["export", "--plan", str(tmp_path / "none.json"), "-o", str(tmp_path / "served")]) == 2
+    message = capsys.readouterr().err
+    assert "served" in message
+    assert "expected a file" not in message
+
+
+def test_messages_of_an_export_name_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    s2d.plan("llama-70b", engine="vllm").save(tmp_path / "plan.json")
+    words = ["--plan", str(tmp_path / "plan.json"), "--target", "org/name", "--draft", "org/draft"]
+    assert main_plan(["export", *words, "-o", str(tmp_path / "served")]) == 2
+    assert "and give --draft DIR" in capsys.readouterr().err
+
+
 def test_a_missing_plan_is_an_input_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main_plan(["export", "--plan", str(tmp_path / "none.json"), "-o", str(tmp_path / "served")]) == 2
     assert "no such file" in capsys.readouterr().err

@@ -137,6 +137,41 @@ def test_more_than_two_snapshots_are_refused() -> None:
         read_engine_metrics([*PAIRS["vllm-prometheus"][0], DATA / "vllm-draft-after.prom"])
 
 
+@pytest.mark.parametrize("value", ["NaN", "-1", "+Inf", "1e300"])
+def test_a_count_by_position_that_is_no_count_is_refused(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.prom"
+    lines = ("spec_decode_num_drafts_total 1", f'spec_decode_num_accepted_tokens_per_pos_total{{position="0"}} {value}')
+    path.write_text("llamacpp:tokens_predicted_total 5\n" + "".join(f"llamacpp:{line}\n" for line in lines))
+    with pytest.raises(BadFile, match=r"per_pos_total is .*, expected a finite number"):
+        read_engine_metrics(path)
+
+
+def test_counters_of_two_engines_are_refused_until_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.prom"
+    path.write_text((DATA / "vllm-draft-after.prom").read_text() + (DATA / "llama.cpp-draft-after.prom").read_text())
+    with pytest.raises(BadFile, match=r"counters of several engines \(vllm-prometheus and llama\.cpp-prometheus\)"):
+        read_engine_metrics(path)
+    assert read_engine_metrics(path, file_format="vllm-prometheus").engine == "vllm"
+
+
+def test_a_text_with_other_line_separators_is_one_line(tmp_path: Path) -> None:
+    """JSON leaves U+2028 and U+0085 unescaped, and models write them."""
+    lines = (DATA / "llama.cpp-draft-answers.jsonl").read_text().splitlines()
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(line[:-1] + ', "content": "a\u2028b\u0085c"}' for line in lines), encoding="utf-8")
+    assert read_engine_metrics(path).total == read_engine_metrics(DATA / "llama.cpp-draft-answers.jsonl").total
+
+
+def test_times_exemplars_and_escaped_labels_are_read(tmp_path: Path) -> None:
+    text = (
+        'up{model_name="C:\\\\models {1}",path="a \\"b\\""} 3 1700000000.123 # {trace_id="x}"} 1.0 1.5\n'
+        'latency_bucket{le="+Inf"} 7\n# EOF\n'
+    )
+    first, second = parse_snapshot(tmp_path / "metrics.prom", text).samples
+    assert (first.value, first.label("model_name"), first.label("path")) == (3.0, "C:\\models {1}", 'a "b"')
+    assert (second.label("le"), second.value) == ("+Inf", 7.0)
+
+
 @pytest.mark.parametrize("value", ["NaN", "-1", "+Inf"])
 def test_a_counter_that_is_no_count_is_refused(value: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.prom"

@@ -45,7 +45,12 @@ class SimulatedEngine:
         return replace(S2D, name="llama.cpp", round_shape=self.shape)
 
     def draft_s(self, exit_layer: int, rounds: RoundStats) -> float:
-        """Seconds of all draft passes. A block that is read again costs as much more as it does in the target."""
+        """Seconds of all draft passes. A block that is read again costs as much more as it does in the target.
+
+        Args:
+            exit_layer: the exit.
+            rounds: with the passes of the engine.
+        """
         heads, layers = self._passes("exit", rounds), self._passes("segment", rounds)
         drafting = rounds.drafted_by_position[0] if rounds.drafted_by_position else 0
         return heads * self.draft_pass_s + (layers * self.draft_layer_s + drafting * self.cold_layer_s) * exit_layer
@@ -55,7 +60,7 @@ class SimulatedEngine:
         is_wide = self.shape.rereads_block or self.shape.starts_with_block
         return sum(
             part.num_passes * (self.verify_steps(part.rows) if is_wide else 1.0)
-            for part in with_round_shape(rounds, self.shape).passes
+            for part in rounds.passes
             if part.kind == kind and (kind == "exit" or part.stage == 0)
         )
 
@@ -72,9 +77,13 @@ class SimulatedEngine:
         overhead_s = self.overhead_s * rounds.drafted_by_position[0]
         return self.verify_s(rounds) + self.draft_s(exit_layer, rounds) + overhead_s
 
+    def rounds(self, trace: Trace, policy: Policy | None) -> list[RoundStats]:
+        """The rounds of each prompt, with the passes of the engine."""
+        return [with_round_shape(stats, self.shape, policy) for stats in replay_prompts(trace, policy)]
+
     def speedup(self, trace: Trace, exit_layer: int, tokens: int) -> float:
         """The true speedup of a configuration on a trace."""
-        rounds, plain = (replay_prompts(trace, policy) for policy in (Policy(exits=(exit_layer,), tokens=tokens), None))
+        rounds, plain = (self.rounds(trace, policy) for policy in (Policy(exits=(exit_layer,), tokens=tokens), None))
         spent = sum(self.decode_s(exit_layer, stats) for stats in rounds)
         return sum(self.decode_s(None, stats) for stats in plain) / spent
 
@@ -94,7 +103,7 @@ class SimulatedEngine:
 
         def run(exit_layer: int | None, tokens: int) -> EngineRun:
             policy = None if exit_layer is None else Policy(exits=(exit_layer,), tokens=tokens)
-            by_prompt = zip(header.prompts, replay_prompts(after_first, policy), strict=True)
+            by_prompt = zip(header.prompts, self.rounds(after_first, policy), strict=True)
             calls = [
                 self._call(prompt.name, prompt.prompt_tokens, exit_layer, stats, rng)
                 for prompt, stats in by_prompt

@@ -28,7 +28,7 @@ SHAPES = (
     RoundShape(),
     RoundShape(rereads_block=True),
     RoundShape(catches_up_apart=True),
-    RoundShape(starts_with_block=True),
+    RoundShape(starts_with_block=True, drafts_past_limit=True),
 )
 
 

@@ -92,6 +92,34 @@ def test_the_acceptance_of_every_engine_is_as_replayed(file_format: str, plan: P
     assert residuals.acceptance_error_frac + residuals.latency_error_frac == pytest.approx(total, abs=1e-12)
 
 
+def test_other_weights_are_refused_and_another_version_is_said(plan: Plan) -> None:
+    setting = EngineSetting(
+        engine="llama.cpp", version="b1", weights="q8_0", device="a CPU", num_devices=1, num_threads=1, options=()
+    )
+    profiled = replace(plan, engine="llama.cpp", engine_setting=setting)
+    report = as_predicted(plan, engine="llama.cpp", version="b2", weights="q8_0")
+    assert compare(profiled, engine_metrics=report).notes == (
+        "the plan's engine was profiled in version b1, the run was in b2",
+    )
+    with pytest.raises(Mismatch, match="made for weights q8_0, not for weights f32"):
+        compare(profiled, engine_metrics=replace(report, weights="f32"))
+
+
+def test_repeats_of_a_prompt_are_one_sample(plan: Plan) -> None:
+    def arm(seconds: dict[str, float], repeats: int) -> tuple[EngineCounts, ...]:
+        return tuple(
+            EngineCounts(prompt=name, num_tokens=60, num_rounds=20, decode_s=decode_s)
+            for name, decode_s in seconds.items()
+            for _ in range(repeats)
+        )
+
+    runs, plain = {"a": 1.0, "b": 2.0, "c": 1.5}, {"c": 3.0, "a": 2.5, "b": 3.5}
+    once, repeated = (as_predicted(plan, runs=arm(runs, n), plain_runs=arm(plain, n)) for n in (1, 4))
+    assert once.speedup is not None
+    assert once.speedup == repeated.speedup
+    assert (once.num_prompts, repeated.num_prompts) == (3, 3)
+
+
 def test_slower_rounds_are_an_error_of_the_seconds_only(plan: Plan) -> None:
     report = as_predicted(plan)
     [run] = report.runs

@@ -64,7 +64,8 @@ def test_plans_are_read_as_they_were_written_and_print_the_same(plans: EnginePla
     assert loaded == plans
     assert str(loaded) == str(plans)
     assert "llama.cpp q8_0" in loaded.explain()
-    assert set(plans.inputs) >= {"target latency of openvino", "acceptance of llama.cpp"}
+    profiled = {name for name in plans.inputs if name.startswith("target latency of llama.cpp")}
+    assert profiled == {f"target latency of llama.cpp b1, {weights}, 1 x a CPU, 1 thread" for weights in ("f32", "q8_0")}
 
 
 def test_the_command_prints_one_screen_and_how_to_plan_for_the_fastest(files: list[str], capsys) -> None:
@@ -79,6 +80,42 @@ def test_the_command_prints_one_screen_and_how_to_plan_for_the_fastest(files: li
     assert following.startswith("s2d-plan --trace trace.npz --profile ")
     assert following.count("--profile") == 1
     assert main_plan([*following.split()[1:-1], "plan.json"]) == 0
+
+
+def test_profiles_of_equal_names_in_two_folders_are_two_profiles(files: list[str], tmp_path: Path, capsys) -> None:
+    paths = []
+    for engine, simulated in (("openvino", FAST), ("llama.cpp", QUANTISED)):
+        (tmp_path / engine).mkdir()
+        paths.append(tmp_path / engine / "engine.json")
+        write_engine_profile(paths[-1], simulated.profile(make_trace(), (1, 4), (3, 8)), engine=engine)
+    plans = plan_engines(PlanRequest(trace=Path("trace.npz"), profiles=tuple(paths)))
+    assert {plan.engine: plan.policy is None for plan in plans.plans} == {"openvino": False, "llama.cpp": True}
+    flags = [word for path in paths for word in ("--profile", str(path))]
+    assert main_plan(["--trace", "trace.npz", *flags, "--engine", "all"]) == 0
+    following = capsys.readouterr().out.partition("next: ")[2]
+    assert following.count("--profile") == 1
+    assert f"{plans.fastest.engine}/engine.json" in following
+
+
+def test_one_setting_profiled_twice_is_planned_from_the_faster_file(files: list[str], capsys) -> None:
+    again = Path("again.json")
+    write_engine_profile(again, FAST.profile(make_trace(), (1, 4), (3, 8), seed=7), engine="openvino", weights="f32")
+    assert main_plan([*files, "--profile", str(again), "--engine", "all"]) == 0
+    assert capsys.readouterr().out.partition("next: ")[2].count("--profile") == 1
+
+
+def test_the_verdict_says_what_the_order_does_not_mean(files: list[str], plans: EnginePlans) -> None:
+    assert "Devices or threads differ" not in str(plans)
+    first, *others = plans.engines
+    assert first.plan is not None
+    elsewhere = replace(first.plan, device=replace(first.plan.device, num_threads=8))
+    text = unfolded(str(replace(plans, engines=(replace(first, plan=elsewhere), *others))))
+    assert "Devices or threads differ: tokens/s compare machines too, speedups do not." in text
+    guessed = tuple(replace(part, level="roofline") for part in first.plan.evidence)
+    text = unfolded(str(replace(plans, engines=(replace(first, plan=replace(first.plan, evidence=guessed)), *others))))
+    assert "The latencies rest on different evidence." in text
+    by_datasheet = plan_engines(PlanRequest(target="llama-70b", device=DeviceRequest(device="h100")))
+    assert "in the passes of a round only: their order is no evidence." in unfolded(str(by_datasheet))
 
 
 def test_without_profiles_every_engine_that_runs_on_the_device_has_a_row() -> None:

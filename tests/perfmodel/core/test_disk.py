@@ -56,6 +56,23 @@ def test_other_errors_pass_and_errors_of_the_system_name_the_path(tmp_path: Path
     assert find_os_error(BadFile("x", "damaged (os error 28)", "Fix it")) is None
 
 
+def test_an_error_about_another_file_is_not_reported_for_the_path(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"), atomic_folder(tmp_path / "made") as folder:
+        shutil.copyfile(tmp_path / "model" / "tokenizer.json", folder / "tokenizer.json")
+    with pytest.raises(FileNotFoundError, match="missing"), atomic_folder(tmp_path / "made") as folder:
+        (folder / "missing" / "file").write_text("content")
+    assert names_in(tmp_path) == []
+
+
+def test_an_error_about_a_link_names_the_path_as_the_user_wrote_it(tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere" / "real.json")
+    with pytest.raises(BadFile, match=r"link\.json': its folder does not exist"):
+        check_writable(tmp_path / "link.json")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadFile, match=r"file/inside': cannot be written: Not a directory"):
+        check_writable(tmp_path / "file" / "inside")
+
+
 def test_an_existing_path_is_not_replaced_and_no_parents_are_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")

@@ -1,5 +1,6 @@
 """Prices of an engine's passes, by a fit of its profile."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -71,8 +72,9 @@ def test_the_passes_of_a_round_add_up_to_the_formula(stage: int, tokens: int) ->
 
 def test_a_block_that_is_read_again_costs_as_much_more_as_in_the_target() -> None:
     rereading = replace(FIT, round_shape=RoundShape(rereads_block=True))
-    rounds = replay(TRACE, Policy(exits=(4,), tokens=3))
-    shaped = with_round_shape(rounds, rereading.round_shape)
+    policy = Policy(exits=(4,), tokens=3)
+    rounds = replay(TRACE, policy)
+    shaped = with_round_shape(rounds, rereading.round_shape, policy)
     added_s = sum(
         sum(pass_seconds(EngineDraftLatency(rereading), EngineTargetLatency(rereading), stats).values()) * sign
         for stats, sign in ((shaped, 1), (rounds, -1))
@@ -116,13 +118,20 @@ def test_an_exit_that_was_not_profiled_lies_on_the_line_of_the_others() -> None:
 
 def test_the_error_grows_outside_the_profile_and_the_level_says_so() -> None:
     inside, longer, deeper = (
-        engine_latencies(FIT, layer, tokens, context_tokens=100)[0] for layer, tokens in ((4, 5), (4, 16), (6, 5))
+        engine_latencies(FIT, layer, tokens, context_tokens=100)[0] for layer, tokens in ((4, 8), (4, 16), (6, 8))
     )
     assert (inside.level, inside.error_frac) == ("measured", FIT.error_frac)
     assert (longer.level, longer.error_frac) == ("extrapolated", pytest.approx(0.10))
     assert deeper.level == "extrapolated"
     assert inside.error_frac < deeper.error_frac < longer.error_frac
     assert engine_latencies(FIT, None, 0, context_tokens=800)[1].level == "extrapolated"
+
+
+def test_a_length_between_two_profiled_ones_is_measured_with_a_larger_error() -> None:
+    """Verification bends between lengths: 5 tokens are 0.68 doublings from 8, and 0.74 from 3."""
+    between = engine_latencies(FIT, 4, 5, context_tokens=100)[0]
+    assert between.level == "measured"
+    assert between.error_frac == pytest.approx(FIT.error_frac + 0.06 * math.log2(8 / 5))
 
 
 def test_no_engine_runs_ahead_or_has_profiled_prompts() -> None:

@@ -15,7 +15,7 @@ def test_the_list_has_every_engine_and_fits_a_screen() -> None:
     assert [line.split()[0] for line in table if not line.startswith(" ")] == list(ENGINES)
     assert len(lines) <= SCREEN_LINES
     [openvino] = [line for line in lines if line.startswith("openvino ")]
-    assert openvino.split() == ["openvino", "2026.4", "K", "5", "cpu", "run"]
+    assert openvino.split() == ["openvino", "2026.4", "K", "5", "cpu", "yes"]
     assert "20, floor 0.4" in text
 
 
@@ -24,7 +24,7 @@ def test_the_short_text_of_an_engine_fits_a_screen_and_says_how_a_round_differs(
     assert not [name for name, text in texts.items() if len(text.splitlines()) > SCREEN_LINES]
     assert "the draft reads the block again, K + 1 rows" in " ".join(texts["llama.cpp"].split())
     assert "compares top10-prob, drops the token below it" in texts["llama.cpp"]
-    assert "generated from documentation, not run" in texts["sglang"]
+    assert "no: commands are generated from documentation" in texts["sglang"]
 
 
 def test_every_number_of_a_source_is_listed_with_its_document() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from s2d.engines.session import SessionRequest
-from s2d.engines.session_request import CallResult
+from s2d.engines.session_request import CallResult, EngineFacts
 
 
 class FakeSession:
@@ -15,7 +15,7 @@ class FakeSession:
     """Log names of all sessions that were started."""
     calls: ClassVar[list[tuple[str, int]]] = []
     """Log name and draft length of every call, warm-ups included."""
-    version = "1.0"
+    facts = EngineFacts(version="1.0", options=("cache=f16",))
     pid = 2**22 + 1
     """No process has this id."""
     wrong_exits: tuple[str, ...] = ()

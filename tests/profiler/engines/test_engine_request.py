@@ -6,6 +6,8 @@ import pytest
 
 from perfmodel.core.errors import BadPolicy, UnknownName, UserInputError
 from profiler.engines.engine_request import (
+    PLAIN,
+    Arm,
     EngineProfileRequest,
     arms_of,
     chosen_exits,
@@ -13,6 +15,9 @@ from profiler.engines.engine_request import (
     processes_of,
     read_engine_prompts,
 )
+from s2d.prompt_files.read_as import ReadAs
+
+OF_EXIT_4 = Arm(exit_layer=4, draft_tokens=3, is_draft_alone=False)
 
 
 def request_with(**changes: object) -> EngineProfileRequest:
@@ -39,6 +44,26 @@ def test_lengths_that_the_engine_does_not_take_are_refused(lengths: tuple[int, .
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "openvino", "threads": None}, "--device cuda: OpenVINO GenAI runs on cpu"),
+        ({"threads": None}, "--device cuda: models of ONNX Runtime GenAI are converted for CPUs here"),
+        ({"engine": "tensorrt-llm"}, "--device cpu: TensorRT-LLM runs on cuda"),
+        (
+            {"engine": "vllm", "weights": "fp8"},
+            "--weights fp8: vLLM would load the models as they are, expected one of f32",
+        ),
+        ({"exits": ()}, r"exit layers \(\)"),
+        ({"exits": (4, 4)}, r"exit layers \(4, 4\)"),
+        ({"configurations": (PLAIN, OF_EXIT_4)}, "expected all of them in `exits`"),
+    ],
+)
+def test_what_the_engine_cannot_run_is_refused_at_once(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserInputError, match=message):
+        request_with(**changes)
+
+
+@pytest.mark.parametrize(
     ("field", "value"), [("num_prompts", 0), ("max_new_tokens", 1), ("repeats", 0), ("threads", 0), ("warm_up_tokens", -1)]
 )
 def test_counts_out_of_range_are_refused(field: str, value: int) -> None:
@@ -52,7 +77,7 @@ def test_an_alias_of_the_engine_and_of_the_weights_is_its_own_word() -> None:
     assert request.file == Path("onnxruntime.engine.json")
     assert request.partial_file == Path("onnxruntime.engine.partial.json")
     with pytest.raises(UnknownName, match="q9"):
-        _ = request_with(weights="q9").stored_weights
+        request_with(weights="q9")
 
 
 def test_the_first_and_the_last_exit_are_run_unless_others_are_requested() -> None:
@@ -71,6 +96,11 @@ def test_prompts_come_from_the_calibration_half() -> None:
 
 
 def test_the_next_command_records_the_trace_and_plans_with_both_files() -> None:
-    command = next_command(request_with(output=Path("my run.json")))
+    command = next_command(request_with(output=Path("my run.json")), (1, 2, 4, 6))
     assert command.startswith("s2d-profile acceptance --target ref-target-16 --draft ref-draft -o profile && s2d-plan ")
     assert "--profile 'my run.json' --trace profile/trace.npz" in command
+    prompts = Path("my prompts.csv")
+    command = next_command(
+        request_with(prompts=prompts, read_as=ReadAs(use="prompt", column="text"), exits=(2, 4)), (1, 2, 4, 6)
+    )
+    assert "--draft ref-draft --prompts 'my prompts.csv' --prompt-column text --exits 1,2,4,6 -o profile" in command

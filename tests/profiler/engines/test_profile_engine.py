@@ -12,12 +12,14 @@ import pytest
 
 import s2d
 from perfmodel.core.errors import Interrupted, Mismatch, UserInputError
+from perfmodel.core.lock import locked_folder
 from perfmodel.core.units import GIB
 from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE, EngineProfile
 from profiler.commands.profile_cli import main_profile
 from profiler.engines import engine_models, measure_engine, profile_engine
 from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest, read_engine_prompts
 from profiler.engines.profile_engine import run_profile_engine, run_profiles_together
+from s2d.engines.session_request import EngineFacts
 from s2d.loading.model_folder import find_model
 from s2d.loading.sidecar import Sidecar, write_sidecar
 from s2d.prompts.conversation import Prompt
@@ -35,6 +37,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeSession]:
 
     monkeypatch.setattr(measure_engine, "EngineSession", Session)
     monkeypatch.setattr(engine_models, "make_checkpoint", no_conversion)
+    monkeypatch.setattr(profile_engine, "check_installed", lambda engine, interface: None)
     monkeypatch.setattr(profile_engine, "free_device_bytes", lambda device: 64 * GIB)
     monkeypatch.chdir(tmp_path)
     return Session
@@ -55,7 +58,7 @@ def test_every_configuration_decodes_every_prompt_in_every_repeat(fake: type[Fak
     assert len(profile.runs) == 7
     assert {tuple(sorted(Counter(call.prompt for call in run.calls).values())) for run in profile.runs} == {(3, 3)}
     assert profile.plain.decode_tokens == 6 * 12
-    assert profile.setting.version == "1.0"
+    assert (profile.setting.version, profile.setting.options) == ("1.0", ("cache=f16",))
 
 
 def test_every_second_repeat_runs_backwards(fake: type[FakeSession]) -> None:
@@ -197,7 +200,7 @@ def test_an_interrupted_profile_continues_and_gives_the_same_file(fake: type[Fak
     ("changes", "message"),
     [
         ({"max_new_tokens": 20}, "max new tokens 13, not for max new tokens 20"),
-        ({"threads": 2}, "1 thread, not for onnxruntime 1.0, f32, .* 2 threads"),
+        ({"threads": 2}, "1 thread, cache=f16, not for onnxruntime 1.0, f32, .* 2 threads"),
         ({"target": "ref-target-32"}, "target ref-target-16"),
         ({"exits": (1, 4)}, "exit 2 alone"),
         ({"lengths": (2, 6)}, "exit 2, 5 tokens"),
@@ -221,9 +224,28 @@ def test_an_unfinished_profile_of_another_version_of_the_engine_is_refused(
     with pytest.raises(Interrupted):
         run(small_request())
     fake.fails_after = None
-    monkeypatch.setattr(fake, "version", "2.0")
-    with pytest.raises(Mismatch, match=r"made for version 1\.0, not for version 2\.0"):
+    monkeypatch.setattr(fake, "facts", EngineFacts(version="2.0", options=("cache=f16",)))
+    with pytest.raises(Mismatch, match=r"made for version 1\.0, cache=f16, not for version 2\.0, cache=f16\."):
         run(small_request())
+    with pytest.raises(Mismatch, match=r"1 thread, cache=f16, not for .* 1 thread, interface=api, cache=f16\."):
+        run(small_request(interface="api"))
+
+
+def test_two_profiles_at_a_time_do_not_share_a_folder_of_models(fake: type[FakeSession], tmp_path: Path) -> None:
+    (tmp_path / "engine-models").mkdir()
+    with locked_folder(tmp_path / "engine-models"), pytest.raises(UserInputError, match="engine-models' is in use by another"):
+        run(small_request())
+    run(small_request(work_folder=tmp_path / "other"))
+
+
+def test_a_context_is_as_long_as_the_longest_text_and_one_block(fake: type[FakeSession]) -> None:
+    request = small_request()
+    prompts = read_engine_prompts(request)
+    request.models_folder.mkdir()
+    models = engine_models.engine_models(request, prompts)
+    longest = max(len(prompt.token_ids) for prompt in models.prompts)
+    assert models.context_tokens == longest + 13 + 5 + 1
+    assert models.cache_gib == 1
 
 
 def test_a_text_that_differs_from_plain_decoding_is_a_warning_by_name(

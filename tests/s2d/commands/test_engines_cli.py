@@ -19,6 +19,19 @@ def test_the_list_names_every_engine(capsys: pytest.CaptureFixture[str]) -> None
     assert [name for name in ENGINES if name not in shown] == []
 
 
+def test_the_list_ends_with_what_is_installed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S2D_ENGINES", str(tmp_path))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "bin").mkdir()
+    (tmp_path / "own" / "bin" / "python").touch()
+    (tmp_path / "vllm").symlink_to(tmp_path / "own")
+    assert main_engines(["list"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"installed here: s2d, vllm, transformers (environments in {tmp_path})"
+
+
 def test_json_is_the_records_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     assert main_engines(["list", "--json"]) == 0
     assert [decode_record(data, Engine) for data in json.loads(capsys.readouterr().out)] == list(ENGINES.values())
@@ -57,7 +70,7 @@ def test_install_prints_the_commands_that_it_would_run(
     assert lines[0] == f"{sys.executable} -m venv {tmp_path / 'engines' / 'onnxruntime'}"
     assert not (tmp_path / "engines").exists()
     assert main_engines(["install", "sglang"]) == 2
-    assert "sglang is not installed by s2d-engines" in capsys.readouterr().err
+    assert "engine 'sglang' is not installed by s2d-engines" in capsys.readouterr().err
 
 
 def test_convert_writes_what_the_engine_loads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Stands in for the servers of engines: answers /health, /metrics and completions on 127.0.0.1. Standard library only.
 
 `python fake_server.py … --port PORT …` writes its arguments to the file that `FAKE_SERVER_ARGUMENTS` names. Every answer has
-the tokens 0, 1, 2 …: the first alone, then pairs, as rounds with one accepted token would emit them.
+the tokens 0, 1, 2 …: the first alone, then pairs, as rounds with one accepted token would emit them. A request for 13 to 16
+tokens is answered wrongly, or not.
 """
 
 import json
@@ -39,8 +40,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if body.get("max_tokens") == 13:
+        number = body.get("max_tokens") or body.get("n_predict")
+        if number == 13:
             self.answer(b"thirteen", status=500)
+        elif number == 14:
+            self.answer(b"{}")
+        elif number == 15:
+            self.answer(b"data: \xff no JSON\n\n")
+        elif number == 16:
+            os._exit(3)
         elif self.path == "/v1/completions":
             count(body["max_tokens"])
             events = [{"choices": [{"token_ids": ids}]} for ids in rounds(body["max_tokens"])]

@@ -130,6 +130,13 @@ def test_a_failing_converter_shows_its_last_lines_and_leaves_nothing(tmp_path: P
     assert files_beside(tmp_path / "out") == {"tiny", "engines"}
 
 
+def test_a_converter_that_writes_nothing_is_named(tmp_path: Path, tiny: Path, engines: Path) -> None:
+    put_interpreter(engines / "openvino", "true")
+    with pytest.raises(UserInputError, match="the converter of OpenVINO GenAI ended without an error and wrote nothing"):
+        make_checkpoint(tiny, "openvino", "f32", tmp_path / "out")
+    assert files_beside(tmp_path / "out") == {"tiny", "engines"}
+
+
 def test_a_converters_files_are_the_checkpoint(tmp_path: Path, tiny: Path, engines: Path) -> None:
     put_interpreter(engines / "onnxruntime", 'for out; do :; done; mkdir -p "$out"; echo "$HF_HUB_OFFLINE $*" > "$out/words"')
     out = make_checkpoint(tiny, "onnxruntime", "int4", tmp_path / "out")

@@ -28,7 +28,7 @@ from pathlib import Path
 from s2d.engines.processes.child_process import ChildProcess
 child = ChildProcess("x", [sys.executable, "-c", {WITH_GRANDCHILD!r}], environment=dict(os.environ), log=Path(sys.argv[1]),
                      has_pipes=True)
-print(child.pid, child.read_line().strip(), flush=True)
+print(child.pid, child.read_line(30).strip(), flush=True)
 if sys.argv[2] == "raise":
     raise ValueError("on purpose")
 time.sleep(99)
@@ -73,7 +73,7 @@ def test_nothing_survives_the_end_of_the_parent(tmp_path: Path, how: signal.Sign
 
 def test_stopping_ends_grandchildren_too_and_may_be_repeated(tmp_path: Path) -> None:
     child = child_of(WITH_GRANDCHILD, tmp_path / "log")
-    grandchild = int(child.read_line())
+    grandchild = int(child.read_line(30))
     child.stop()
     child.stop()
     assert wait_until_ended([child.pid, grandchild]) == []
@@ -81,7 +81,7 @@ def test_stopping_ends_grandchildren_too_and_may_be_repeated(tmp_path: Path) -> 
 
 def test_what_an_ended_command_left_running_is_ended(tmp_path: Path) -> None:
     child = child_of(WITH_GRANDCHILD.replace("time.sleep(99)\n", ""), tmp_path / "log")
-    grandchild = int(child.read_line())
+    grandchild = int(child.read_line(30))
     assert wait_until_ended([grandchild]) == []
     child.stop()
 
@@ -89,7 +89,7 @@ def test_what_an_ended_command_left_running_is_ended(tmp_path: Path) -> None:
 def test_lines_are_answered(tmp_path: Path) -> None:
     child = child_of("print(input() * 2, flush=True)", tmp_path / "log")
     child.write_line("ab")
-    assert child.read_line() == "abab\n"
+    assert child.read_line(30) == "abab"
     child.stop()
 
 
@@ -98,7 +98,7 @@ def test_an_ended_command_is_an_error_with_its_exit_code_and_the_end_of_its_log(
     with pytest.raises(
         EngineFailure, match=r"(?s)engine 'x': it ended with exit code 7, expected an answer.*log'.*:\n91\n.*98$"
     ):
-        child.read_line()
+        child.read_line(30)
     with pytest.raises(EngineFailure, match="it ended"):
         child.write_line("x" * 1_000_000)  # more than a pipe holds
     child.stop()
@@ -107,5 +107,53 @@ def test_an_ended_command_is_an_error_with_its_exit_code_and_the_end_of_its_log(
 def test_a_signal_is_shown_as_a_shell_shows_it(tmp_path: Path) -> None:
     child = child_of("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", tmp_path / "log")
     with pytest.raises(EngineFailure, match=f"exit code {128 + signal.SIGSEGV}"):
-        child.read_line()
+        child.read_line(30)
+    child.stop()
+
+
+def test_a_command_that_ends_at_once_is_noticed(tmp_path: Path) -> None:
+    for _ in range(20):
+        child = ChildProcess("x", ["true"], environment=dict(os.environ), log=tmp_path / "log", has_pipes=True)
+        with pytest.raises(EngineFailure, match="it ended with exit code 0"):
+            child.read_line(30)
+        child.stop()
+
+
+def test_a_program_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    child = ChildProcess("x", ["/no/such program"], environment=dict(os.environ), log=tmp_path / "log", has_pipes=True)
+    with pytest.raises(EngineFailure, match=r"exit code 127(?s:.*)cannot run '/no/such program': No such file"):
+        child.read_line(30)
+    child.stop()
+
+
+def test_a_command_that_does_not_answer_in_time_is_ended(tmp_path: Path) -> None:
+    child = child_of("import time; print('half', end='', flush=True); time.sleep(99)", tmp_path / "log")
+    with pytest.raises(EngineFailure, match="it did not answer within 1 s"):
+        child.read_line(1)
+    assert wait_until_ended([child.pid]) == []
+    for ask in (lambda: child.write_line("more"), lambda: child.read_line(30)):
+        with pytest.raises(EngineFailure, match="it ended"):
+            ask()
+
+
+def test_long_lines_and_bytes_that_are_no_text_are_read(tmp_path: Path) -> None:
+    child = child_of(r"import os; os.write(1, b'\xff' + b'x' * 1_000_000 + b'\nnext\n')", tmp_path / "log")
+    assert child.read_line(30) == "\ufffd" + "x" * 1_000_000
+    assert child.read_line(30) == "next"
+    child.stop()
+
+
+def test_of_a_large_log_only_the_end_is_read(tmp_path: Path) -> None:
+    script = r"import os; [os.write(2, b'\xfe' * 1_000_000) for _ in range(20)]; os.write(2, b'\nlast words\n')"
+    child = child_of(script, tmp_path / "log")
+    with pytest.raises(EngineFailure, match=r"last words$") as failed:
+        child.read_line(30)
+    assert len(str(failed.value)) < 2000
+    child.stop()
+
+
+def test_a_killed_command_hints_at_memory(tmp_path: Path) -> None:
+    child = child_of("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path / "log")
+    with pytest.raises(EngineFailure, match="exit code 137, as if the system had killed it for want of memory"):
+        child.read_line(30)
     child.stop()

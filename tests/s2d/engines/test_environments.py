@@ -15,6 +15,7 @@ from s2d.engines.environments import (
     engine_program,
     engine_python,
     engines_folder,
+    find_program,
     is_installed,
 )
 from s2d.engines.recipes import NOT_INSTALLED_HERE, RECIPES
@@ -56,8 +57,22 @@ def test_an_environment_counts_only_with_its_marker(engines: Path) -> None:
 def test_a_program_is_found_only_where_it_was_built(engines: Path) -> None:
     assert engine_program("llama.cpp", "llama-server") is None
     put_environment(engines, "llama.cpp", programs=("llama-server",))
+    (engines / "llama.cpp" / "bin" / "llama-server").touch()
     assert engine_program("llama.cpp", "llama-server") == engines / "llama.cpp" / "bin" / "llama-server"
     assert engine_program("llama.cpp", "llama-perplexity") is None
+
+
+def test_a_linked_environment_needs_no_marker_but_an_interpreter(engines: Path, tmp_path: Path) -> None:
+    own = tmp_path / "my own; $x"
+    (own / "bin").mkdir(parents=True)
+    (engines / "sglang").symlink_to(own)
+    assert not is_installed("sglang")
+    with pytest.raises(UserInputError, match=r"'sglang': its environment .* has no interpreter, expected bin/python"):
+        engine_python("sglang")
+    (own / "bin" / "python").touch()
+    (own / "bin" / "tool").touch()
+    assert engine_python("sglang") == engines / "sglang" / "bin" / "python"
+    assert find_program("sglang", "tool") == engines / "sglang" / "bin" / "tool"
 
 
 @pytest.mark.usefixtures("engines")
@@ -70,8 +85,8 @@ def test_our_runtime_and_transformers_run_in_this_interpreter_if_they_have_no_ot
     ("engine", "message"),
     [
         ("onnxruntim", "unknown engine 'onnxruntim': did you mean 'onnxruntime'"),
-        ("sglang", "sglang is not installed by s2d-engines: its packages are for GPUs"),
-        ("tensorrt-llm", "tensorrt-llm is not installed by s2d-engines: it runs on NVIDIA GPUs only"),
+        ("sglang", "engine 'sglang' is not installed by s2d-engines: its packages are for GPUs"),
+        ("tensorrt-llm", "engine 'tensorrt-llm' is not installed by s2d-engines: it runs on NVIDIA GPUs only"),
     ],
 )
 def test_an_engine_without_a_recipe_is_refused_with_what_to_do(engine: str, message: str) -> None:

@@ -19,8 +19,7 @@ from profiler.latency.profiling_job import ProfilingJob
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.engines.gguf_file import write_gguf
-from s2d.engines.processes.interpreter import engine_interpreter
-from s2d.engines.session import EngineSession
+from s2d.engines.session import EngineSession, check_installed
 from s2d.engines.session_request import CallResult, SessionRequest
 from s2d.loading.load_model import export_exit
 from s2d.loading.model_folder import FAMILY_PROMPTS
@@ -52,7 +51,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     try:
-        engine_interpreter("llama.cpp")
+        check_installed("llama.cpp", None)
     except UserInputError as err:
         pytest.skip(str(err))
     pytest.importorskip("gguf")

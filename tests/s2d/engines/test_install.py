@@ -72,13 +72,14 @@ def test_the_check_at_the_end_shows_why_the_engine_cannot_be_imported(engines: P
 
 
 def test_a_whole_installation_has_a_marker_with_its_packages(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing(monkeypatch, ("true",), ("echo", "2026.1"))
+    python = engines / "openvino" / "bin" / "python"
+    failing(monkeypatch, ("mkdir", str(python.parent)), ("touch", str(python)), ("echo", "2026.1"))
     assert install_engine(InstallRequest(engine="openvino"), print) == engines / "openvino"
     environment = engine_environment("openvino")
     assert environment is not None
     assert (environment.version, environment.packages) == ("2026.1", RECIPES["openvino"].packages)
     assert not (engines / "openvino" / STARTED).exists()
-    with pytest.raises(UserInputError, match="holds a whole installation already"):
+    with pytest.raises(UserInputError, match="is a whole installation already"):
         install_engine(InstallRequest(engine="openvino"), print)
     assert is_installed("openvino")
 
@@ -90,12 +91,47 @@ def test_an_interrupted_installation_is_made_anew_and_foreign_files_are_kept(
     folder = engines / "openvino"
     folder.mkdir(parents=True)
     (folder / "mine.txt").write_text("keep")
-    with pytest.raises(BadFile, match="this exists and is no engine of ours"):
+    with pytest.raises(BadFile, match="this exists and is no environment that s2d-engines made"):
         install_engine(InstallRequest(engine="openvino"), print)
     assert (folder / "mine.txt").read_text() == "keep"
     (folder / STARTED).touch()
     install_engine(InstallRequest(engine="openvino"), print)
     assert {path.name for path in folder.iterdir()} == {MARKER}
+
+
+def test_a_link_to_an_environment_is_never_emptied(engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, ("true",), ("echo", "1"))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / STARTED).touch()
+    engines.mkdir()
+    (engines / "openvino").symlink_to(tmp_path / "own")
+    with pytest.raises(UserInputError, match="is a link to an environment already"):
+        install_engine(InstallRequest(engine="openvino"), print)
+    assert (tmp_path / "own" / STARTED).exists()
+
+
+def test_packages_of_this_interpreter_are_hidden_from_the_commands(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    failing(monkeypatch, ("sh", "-c", 'test -z "$PYTHONPATH"'), ("echo", "1"))
+    install_engine(InstallRequest(engine="openvino"), print)
+
+
+def test_an_interrupted_installation_leaves_nothing(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, ("true",), ("echo", "1"))
+
+    def interrupt(command: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        install_engine(InstallRequest(engine="openvino"), interrupt)
+    assert not (engines / "openvino").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("S2D_ENGINES", str(tmp_path / "file"))
+    with pytest.raises(BadFile, match=r"file/openvino': cannot be written: Not a directory"):
+        install_engine(InstallRequest(engine="openvino"), print)
 
 
 @pytest.mark.e2e

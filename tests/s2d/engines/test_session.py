@@ -2,20 +2,22 @@
 
 import ast
 import os
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 
-import s2d.engines
+import s2d
 from perfmodel.core.errors import EngineFailure, UnknownName, UserInputError
+from perfmodel.engines.known_engines import ENGINES
 from s2d.engines.environments import is_installed
-from s2d.engines.session import EngineSession, SessionRequest
-from s2d.engines.session_request import can_change_length
+from s2d.engines.servers import SERVERS
+from s2d.engines.session import EngineSession, SessionRequest, check_installed
+from s2d.engines.session_request import API_ENGINES, SERVER_ENGINES, can_change_length
+from s2d.engines.worker_driver import WORKERS, find_worker
 from s2d.loading.load_model import export_exit
 from tests.s2d.engines.test_child_process import has_ended
 
-WORKERS = Path(s2d.engines.__file__).with_name("workers")
 FAMILY = Path(s2d.__file__).with_name("family")
 PROMPT = tuple(range(300, 348))
 INSTALLABLE = ("onnxruntime", "openvino", "llama.cpp", "vllm", "transformers", "mlx-lm")
@@ -59,7 +61,10 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
 
 def test_an_engine_without_the_interface_is_refused(tmp_path: Path) -> None:
     request = request_for("onnxruntime", tmp_path, interface="server")
-    with pytest.raises(UserInputError, match="has no server that this project drives"), EngineSession(request):
+    with (
+        pytest.raises(UserInputError, match="--interface server: this project drives onnxruntime through its Python API only"),
+        EngineSession(request),
+    ):
         pass
 
 
@@ -68,6 +73,32 @@ def test_an_engine_that_is_not_installed_names_the_command(tmp_path: Path, monke
     with pytest.raises(UserInputError, match="s2d-engines install openvino"), EngineSession(request_for("openvino", tmp_path)):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_every_engine_of_the_table_is_driven_by_a_worker_or_a_server() -> None:
+    assert {name for name in ENGINES if find_worker(name) is not None} == set(API_ENGINES)
+    assert set(SERVERS) == set(SERVER_ENGINES)
+    assert {*API_ENGINES, *SERVER_ENGINES} == set(ENGINES)
+
+
+def test_an_engine_is_found_by_its_alias_and_models_by_absolute_paths(tmp_path: Path) -> None:
+    request = EngineSession(request_for("ort", tmp_path, target=Path("a model"))).request
+    assert (request.engine, request.target) == ("onnxruntime", Path.cwd() / "a model")
+
+
+def test_what_is_not_installed_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S2D_ENGINES", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("S2D_LLAMA_SERVER", raising=False)
+    check_installed("s2d", None)
+    for engine in ("onnxruntime", "llama.cpp", "vllm", "mlx-lm"):
+        with pytest.raises(UserInputError, match=f"run s2d-engines install {engine}"):
+            check_installed(engine, None)
+    with pytest.raises(UserInputError, match="there is no program 'trtllm-serve'"):
+        check_installed("tensorrt-llm", None)
+    monkeypatch.setenv("S2D_LLAMA_SERVER", "/no/such/server")
+    with pytest.raises(UserInputError, match=r"\$S2D_LLAMA_SERVER is '/no/such/server': expected a program"):
+        check_installed("llama.cpp", None)
 
 
 def test_a_session_runs_inside_its_block_only(tmp_path: Path) -> None:
@@ -122,6 +153,24 @@ def test_a_failed_call_leaves_the_session_usable(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
+def test_an_interrupted_call_ends_the_engine_because_its_answer_would_be_that_of_the_next(tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with EngineSession(request_for("s2d", tmp_path)) as session:
+        old = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(KeyboardInterrupt):
+                session.call(PROMPT, 200)
+        finally:
+            signal.signal(signal.SIGALRM, old)
+        assert has_ended(session.pid)
+        with pytest.raises(EngineFailure, match="it ended"):
+            session.call(PROMPT, 4)
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("engine", INSTALLABLE)
 def test_an_installed_engine_writes_its_plain_text_with_a_draft(tmp_path: Path, engine: str) -> None:
     if not is_installed(engine):
@@ -136,7 +185,7 @@ def test_an_installed_engine_writes_its_plain_text_with_a_draft(tmp_path: Path, 
     )
     with EngineSession(request_for(engine, tmp_path, target=target)) as session:
         plain = session.call(PROMPT, 24)
-        assert session.version
+        assert session.facts.version
     with EngineSession(request_for(engine, tmp_path, target=target, draft=draft, draft_tokens=5)) as session:
         result = session.call(PROMPT, 24)
     assert result.tokens == plain.tokens
@@ -148,7 +197,7 @@ def test_an_installed_engine_writes_its_plain_text_with_a_draft(tmp_path: Path, 
 
 
 def test_variables_of_this_interpreter_do_not_reach_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    from s2d.engines.processes.interpreter import engine_variables
+    from s2d.engines.processes.process_variables import engine_variables
 
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     variables = engine_variables("vllm", 2)
@@ -157,4 +206,3 @@ def test_variables_of_this_interpreter_do_not_reach_engines(monkeypatch: pytest.
     assert variables["HF_HUB_OFFLINE"] == "1"
     assert variables["PATH"] == os.environ["PATH"]
     assert Path(engine_variables("s2d", None)["PYTHONPATH"]) == Path(s2d.__file__).parents[1]
-    assert sys.executable

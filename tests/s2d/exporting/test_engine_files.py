@@ -18,7 +18,9 @@ HEAD = """\
 #!/bin/sh
 # {purpose}
 set -eu
+case ${{TARGET:-}} in "" | /*) ;; *) if [ -e "$TARGET" ]; then TARGET=$PWD/$TARGET; fi ;; esac
 cd -- "$(dirname -- "$0")"
+export HF_HUB_OFFLINE=${{HF_HUB_OFFLINE:-1}}
 if [ -z "${{TARGET:-}}" ]; then TARGET=/models/target; fi
 """
 
@@ -123,6 +125,15 @@ def test_python_libraries_get_a_script_that_is_python() -> None:
     assert "set_speculative_options(max_draft_tokens=MAX_DRAFT_TOKENS)" in text_of(serving("onnxruntime", "f32"), "generate.py")
 
 
+def test_nothing_is_downloaded_unless_it_is_asked_for() -> None:
+    for engine in ("vllm", "sglang", "tensorrt-llm", "mlx-lm"):
+        for file in files_of(serving(engine)).files:
+            if file.is_command:
+                assert "export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}\n" in file.text
+    script = text_of(serving("transformers", "f32"), "generate.py")
+    assert script.index('os.environ.setdefault("HF_HUB_OFFLINE", "1")') < script.index("import torch")
+
+
 def test_every_server_listens_on_the_loopback_address_only() -> None:
     for engine in ENGINES:
         scripts = [file for file in files_of(serving(engine)).files if file.name.startswith("serve")]
@@ -152,6 +163,11 @@ def test_scripts_quote_hostile_names_and_run_in_their_own_folder(engine: str, tm
         assert Path(place) == folder
         assert HOSTILE in words
         assert words[-2:] == ["--own", "a b"]
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        subprocess.run([script], check=True, env=environment | {"TARGET": "mine"}, cwd=tmp_path)
+        assert str(tmp_path / "mine") in record.read_text(encoding="utf-8").splitlines()
+        subprocess.run([script], check=True, env=environment | {"TARGET": "org/name"}, cwd=tmp_path)
+        assert "org/name" in record.read_text(encoding="utf-8").splitlines()
         if "--speculative-config" in words:
             assert json.loads(words[words.index("--speculative-config") + 1])["model"] == HOSTILE
     assert not list(tmp_path.rglob("hacked"))

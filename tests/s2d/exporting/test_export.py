@@ -241,12 +241,12 @@ def test_a_schedule_by_batch_ends_where_speculation_stops_to_pay(plan_file: Plan
     assert not served_policy(planned(plan_file, "vllm", batch_schedules=(other,)), find_engine("vllm")).by_batch
 
 
-def test_the_interval_widens_the_tolerance_on_other_prompts(folders: Path, plan_file: PlanFile) -> None:
+def test_the_interval_of_a_speedup_does_not_widen_the_tolerance_on_other_prompts(folders: Path, plan_file: PlanFile) -> None:
     speedup = replace(SPEEDUP, speedup=Interval(value=2.0, low=1.0, high=3.0))
     plan = planned(plan_file, "vllm")
     plan = replace(plan, chosen=replace(plan.chosen, speedup=speedup))
     test = SMOKE_TEST_FILE.read(exported(plan, folders) / "prompts.json").record
-    assert (test.tolerance_frac, test.expected_from) == (0.5, "the plan, over other prompts")
+    assert (test.tolerance_frac, test.expected_from) == (0.35, "the plan, over other prompts")
 
 
 def test_the_plan_file_of_an_export_can_be_read_again(folders: Path, plan_file: PlanFile) -> None:

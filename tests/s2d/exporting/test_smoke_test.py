@@ -148,12 +148,20 @@ def test_a_running_server_is_asked_at_its_address(
     assert printed.endswith("PASSED: the engine executes the plan.\n")
 
 
+def test_a_proxy_for_other_addresses_is_not_asked(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert run_main(monkeypatch, tmp_path, smoke(acceptance_length=3.5), "--url", url, "--plain-url", url) == 0
+
+
 def test_an_engine_that_cannot_be_asked_fails_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_main(monkeypatch, tmp_path, smoke(), "--url", "http://127.0.0.1:9") == 1
     assert "Start ./serve.sh first." in capsys.readouterr().out
     assert run_main(monkeypatch, tmp_path, smoke(engine="openvino"), "--url", "http://127.0.0.1:9") == 1
-    assert "openvino has no server that reports its rounds" in capsys.readouterr().out
+    assert "openvino has no server whose rounds this test reads" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run_main(monkeypatch, tmp_path, smoke(), "--plain-url", "http://127.0.0.1:9")
