@@ -173,7 +173,7 @@ QUICK = EngineSize(
     traced_prompts=6,
     max_new_tokens=32,
     num_repeats=2,
-    plain_calls=2,
+    plain_calls=1,
 )
 
 
