@@ -39,7 +39,7 @@ PATHS = {
     "s2d-profile latency": "--prompts > -o",
     "s2d-profile acceptance": "--prompts > -o",
     "s2d-profile law": "> -o",
-    "s2d-profile engine": "--prompts > --work -o",
+    "s2d-profile engine": "--plan --prompts > --work -o",
     "s2d-run": "--plan --prompts > --outputs -o",
     "s2d-train draft": "--text > -o",
     "s2d-train exits": ">",

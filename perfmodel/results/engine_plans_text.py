@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from perfmodel.results.plan import Plan
 
 _VALUE_CHARS = PAGE_CHARS - LABEL_CHARS - len("  ")
+MAX_ROWS = 8
+"""Plans that the default text prints, so that it fits one screen."""
 _MAX_PROBLEMS = 2
 """Problems that the default text prints in full."""
 
@@ -58,6 +60,7 @@ def _request_facts(plans: EnginePlans, *, explain: bool) -> list[tuple[str, str]
 
 
 def _table(plans: EnginePlans, *, explain: bool) -> Table:
+    shown = plans.plans if explain or len(plans.plans) <= MAX_ROWS else plans.plans[: MAX_ROWS - 1]
     rows = [
         [
             _name(plan),
@@ -68,8 +71,10 @@ def _table(plans: EnginePlans, *, explain: bool) -> Table:
             "" if plan.policy is None else interval_text(plan.speedup),
             _latency_level(plan),
         ]
-        for plan in plans.plans
+        for plan in shown
     ]
+    if len(shown) < len(plans.plans):
+        rows.append([f"{len(plans.plans) - len(shown)} slower", "--explain prints them", "", "", "", "", ""])
     headers = ["engine", "its best policy", "plain", "tokens/s", "speedup", "90 % interval", "latency"]
     return Table(rows, headers, "llrrrrl")
 

@@ -267,7 +267,7 @@ def cautions(plan: Plan) -> list[str]:
             f"The interval is cut at a factor of {WIDEST_FACTOR:.0f}: the evidence scatters too much to predict a speed. "
             "Measure again on a quiet machine."
         )
-    if speedup.low < 1:
+    if plan.policy is not None and speedup.low < 1:
         texts.append("The interval reaches below 1.00x: speculation may not pay. Measure before relying on it.")
     single = next((other for other in plan.runners_up if other.policy is not None and len(other.policy.exits) == 1), None)
     if is_published(plan.evidence) and single is not None and single.speedup.tokens_per_s < plan.chosen.speedup.tokens_per_s:

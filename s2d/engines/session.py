@@ -103,8 +103,9 @@ class EngineSession:
         if (length, limit) != (request.draft_tokens, request.floor) and not self.can_change_length:
             raise ValueError(f"engine {request.engine!r} keeps its draft length and floor: start another session")
         if length > request.draft_tokens:
-            expected = f"at most {request.draft_tokens}, for which the session started"
-            raise ValueError(f"a draft of {length} tokens: expected {expected}")
+            raise ValueError(
+                f"a draft of {length} tokens: expected at most {request.draft_tokens}, for which the session started"
+            )
         result = self._running.call(prompt, max_new_tokens, draft_tokens=length, floor=limit)
         if len(result.tokens) != max_new_tokens:
             problem = f"it emitted {len(result.tokens)} tokens in place of {max_new_tokens}"

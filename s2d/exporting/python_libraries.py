@@ -129,10 +129,14 @@ inputs.pop("token_type_ids", None)
 output = model.generate(**inputs, do_sample=False, max_new_tokens=args.max_new_tokens, **draft)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 """
-    notes = (
+    floor = serving.policy.floor
+    threshold = "a confidence threshold of 0" if floor is None else f"the confidence threshold {floor:g}"
+    notes: tuple[str, ...] = (
         "transformers reads the draft length from the draft: draft/generation_config.json has num_assistant_tokens, a constant "
-        "schedule and a confidence threshold of 0, because its defaults change the length while they run.",
+        f"schedule and {threshold}, because its defaults change the length while they run.",
     )
+    if floor is not None:
+        notes += ("Serve without scikit-learn: where it is installed, transformers changes the threshold while it runs.",)
     return EngineFiles(files=(_generate_script(body, "transformers"),), notes=notes)
 
 

@@ -34,7 +34,7 @@ class Engine:
 
         prompt, total = request["prompt"], len(request["prompt"]) + request["max_new_tokens"]
         params = self._genai.GeneratorParams(self._model)
-        params.set_search_options(max_length=total, min_length=total, do_sample=False, batch_size=1)
+        params.set_search_options(max_length=total, do_sample=False, batch_size=1)
         if self._has_draft:
             params.set_speculative_options(max_draft_tokens=request["draft_tokens"])
         generator = self._genai.Generator(self._model, params)
@@ -109,6 +109,7 @@ def _composite_folder(settings: dict[str, Any]) -> str:
     for file in tokenizer_files(target):
         shutil.copy(file, folder)
     config = composite_config(read_config(target), None if draft is None else read_config(draft), settings)
+    config["model"]["eos_token_id"] = []  # `min_length` would forbid the end token, and change the text
     (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     return str(folder)
 

@@ -104,6 +104,20 @@ def test_one_setting_profiled_twice_is_planned_from_the_faster_file(files: list[
     assert capsys.readouterr().out.partition("next: ")[2].count("--profile") == 1
 
 
+def test_many_plans_are_one_screen_and_explain_prints_them_all(plans: EnginePlans) -> None:
+    first, *others = plans.engines
+    assert first.plan is not None
+    assert first.plan.engine_setting is not None
+    many = tuple(
+        replace(first, plan=replace(first.plan, engine_setting=replace(first.plan.engine_setting, weights=f"w{number}")))
+        for number in range(10)
+    )
+    text = str(replace(plans, engines=(*many, *others)))
+    assert len(text.splitlines()) <= 24
+    assert f"{10 + len(plans.planned) - 1 - 7} slower" in text
+    assert all(f"w{number}" in replace(plans, engines=(*many, *others)).explain() for number in range(10))
+
+
 def test_the_verdict_says_what_the_order_does_not_mean(files: list[str], plans: EnginePlans) -> None:
     assert "Devices or threads differ" not in str(plans)
     first, *others = plans.engines

@@ -106,6 +106,7 @@ def test_an_engine_that_loses_by_every_draft_gets_no_draft(trace: Path, tmp_path
     assert plan.policy is None
     assert plan.next_command == ""
     assert "The best draft, exit" in str(plan)
+    assert "The interval reaches below" not in str(plan)
 
 
 def test_the_stated_error_is_that_of_the_chosen_length(trace: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A session decodes given token ids greedily in a process of its own, with and without a draft, and to the same text."""
 
 import ast
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from s2d.engines.servers import SERVERS
 from s2d.engines.session import EngineSession, SessionRequest, check_installed
 from s2d.engines.session_request import API_ENGINES, SERVER_ENGINES, can_change_length
 from s2d.engines.worker_driver import WORKERS, find_worker
-from s2d.loading.load_model import export_exit
+from s2d.loading.load_model import export_exit, load_tokenizer
 from tests.s2d.engines.test_child_process import has_ended
 
 FAMILY = Path(s2d.__file__).with_name("family")
@@ -194,6 +196,45 @@ def test_an_installed_engine_writes_its_plain_text_with_a_draft(tmp_path: Path, 
     assert 24 / 6 - 2 <= result.num_rounds < 24
     assert 0 < result.decode_s < result.call_s
     assert plain.num_rounds is None
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "llama.cpp", "transformers", "mlx-lm"])
+def test_an_end_token_is_emitted_and_does_not_end_the_text_but_in_llama_cpp(tmp_path: Path, engine: str) -> None:
+    if not is_installed(engine):
+        pytest.skip(f"{engine} is not in $S2D_ENGINES: s2d-engines install {engine}")
+    from s2d.engines.checkpoints import make_checkpoint
+
+    with EngineSession(request_for("s2d", tmp_path, weights="fp32")) as session:
+        ours = session.call(PROMPT, 16).tokens
+    shutil.copytree(FAMILY / "target-16", tmp_path / "model")
+    export_exit(FAMILY / "draft", 4, tmp_path / "exit")
+    for name in ("model", "exit"):
+        set_end_token(tmp_path / name, ours[7])
+    suffix = ".gguf" if engine == "llama.cpp" else ""
+    target, draft = (
+        make_checkpoint(tmp_path / name, engine, "f32", tmp_path / f"{name}-made{suffix}") for name in ("model", "exit")
+    )
+    with EngineSession(request_for(engine, tmp_path, target=target, draft=draft, draft_tokens=4)) as session:
+        tokens = session.call(PROMPT, 16).tokens
+    assert tokens[:7] == ours[:7]
+    if engine == "llama.cpp":  # its option ignore_eos forbids the token
+        assert ours[7] not in tokens
+    else:
+        assert tokens == ours
+
+
+def set_end_token(folder: Path, token_id: int) -> None:
+    """Make another token the end token of a model."""
+    token = load_tokenizer(folder).convert_ids_to_tokens(token_id)
+    for name, settings in {
+        "config.json": {"eos_token_id": token_id},
+        "generation_config.json": {"eos_token_id": token_id},
+        "tokenizer_config.json": {"eos_token": token},
+    }.items():
+        path = folder / name
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(kept | settings))
 
 
 def test_variables_of_this_interpreter_do_not_reach_engines(monkeypatch: pytest.MonkeyPatch) -> None:

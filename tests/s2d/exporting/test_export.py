@@ -76,6 +76,9 @@ def test_transformers_reads_the_length_from_the_draft(folders: Path, plan_file: 
     assert settings["num_assistant_tokens"] == 4
     assert settings["num_assistant_tokens_schedule"] == "constant"
     assert settings["assistant_confidence_threshold"] == 0.25
+    readme = (out / "README.md").read_text(encoding="utf-8")
+    assert "the confidence threshold 0.25" in readme
+    assert "Serve without scikit-learn" in readme
 
 
 def test_a_folder_of_a_hostile_name_is_quoted_in_the_next_command(folders: Path, plan_file: PlanFile) -> None:
