@@ -113,7 +113,7 @@ def run_profile_engine(
     use_device(device.type)
     check_installed(request.row.name, request.interface)
     check_writable(request.file)
-    with translate_write_errors(log_folder(request)):
+    with translate_write_errors(request.models_folder):
         log_folder(request).mkdir(parents=True, exist_ok=True)
     with locked_folder(request.models_folder):
         return _profile(request, prompts, device, command)
@@ -181,6 +181,10 @@ class _Profiling:
         planned = self._measurement.steps(groups)
         progress = Progress(self._request.row.name, sum(len(steps) for _, steps in planned) or 1)
 
+        def on_start(facts: EngineFacts) -> None:
+            self._check_facts(facts)
+            progress.restart()
+
         def on_call(step: Step, is_last: bool) -> None:
             progress.step(f"{step.prompt.name}, {step.arm.label}")
             if is_last:
@@ -188,7 +192,7 @@ class _Profiling:
 
         with progress:
             for group, steps in planned:
-                self._measurement.measure(group, steps, on_start=self._check_facts, on_call=on_call)
+                self._measurement.measure(group, steps, on_start=on_start, on_call=on_call)
 
     def _check_facts(self, facts: EngineFacts) -> None:
         if self._kept is not None and facts != _facts_of(self._kept):
