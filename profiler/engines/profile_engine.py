@@ -146,7 +146,7 @@ def run_profiles_together(
     check_installed(first.row.name, first.interface)
     for request, _ in requests:
         check_writable(request.file)
-    with translate_write_errors(log_folder(first)):
+    with translate_write_errors(first.models_folder):
         log_folder(first).mkdir(parents=True, exist_ok=True)
     with locked_folder(first.models_folder):
         return _profiles(requests, device, command)
@@ -200,6 +200,7 @@ def _measure(files: Sequence[_ProfileFile], free_bytes: Bytes) -> EngineFacts | 
     def on_start(facts: EngineFacts) -> None:
         for file in files:
             file.check_facts(facts)
+        progress.restart()
 
     def on_call(step: Step, is_last: bool) -> None:
         progress.step(f"{step.prompt.name}, {step.arm.label}")

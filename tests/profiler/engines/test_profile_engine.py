@@ -268,6 +268,8 @@ def test_converted_files_are_reused_by_later_profiles(fake: type[FakeSession], c
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_starts(fake: type[FakeSession]) -> None:
     with pytest.raises(UserInputError, match=r"prompt '1' has .* expected 1 to"):
         run(small_request(prompts=["long " * 2000]))
+    with pytest.raises(UserInputError, match="--max-new-tokens 512: expected less than the models' context of 512 tokens"):
+        run(small_request(max_new_tokens=512))
     assert not fake.opened
 
 
