@@ -1,7 +1,9 @@
 """Passes of an engine's round, counted from those of the bundled runtime's round."""
 
+import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from perfmodel.replay.round_stats import RoundStats
 from tests.calibrate.factories import make_trace
 
 TRACE = make_trace()
+TRACE_PATH = "tests/data/engine_metrics/trace.npz"
 VLLM_DRAFTED = [95, 65, 90, 60, 60, 85]
 LAYERS = TRACE.header.exit_layers
 
@@ -124,9 +127,19 @@ def test_past_the_limit_every_block_is_whole_and_as_many_tokens_are_accepted(sta
         assert [part.num_passes for part in first] == [rounds.num_rounds]
 
 
+def test_onnxruntime_counted_as_many_draft_passes_as_its_shape_has() -> None:
+    """Recorded: `draft_forward_passes`, one more than drafted tokens for each fully accepted block that a round follows."""
+    lines = Path("tests/data/engine_metrics/onnxruntime-draft.jsonl").read_text().splitlines()
+    counted = [json.loads(line)["draft_forward_passes"] for line in lines]
+    policy, shape = Policy(exits=(4,), tokens=5), find_engine("onnxruntime").round_shape
+    shaped = [with_round_shape(rounds, shape, policy) for rounds in replay_prompts(Trace.load(TRACE_PATH), policy)]
+    differences = [rounds.num_passes("exit") - number for rounds, number in zip(shaped, counted, strict=True)]
+    assert differences == [0, 0, 0, 0, 0, 1]
+
+
 def test_an_engine_that_drafts_past_the_limit_drafts_as_many_tokens_as_vllm_counted() -> None:
     """Recorded: 91 rounds of 5 tokens each, the six last ones included (tests/data/engine_metrics)."""
-    trace = Trace.load("tests/data/engine_metrics/trace.npz").without_first(1)
+    trace = Trace.load(TRACE_PATH).without_first(1)
     policy = Policy(exits=(4,), tokens=5)
     shape = find_engine("vllm").round_shape
     assert [with_round_shape(rounds, shape, policy).num_drafted for rounds in replay_prompts(trace, policy)] == VLLM_DRAFTED
