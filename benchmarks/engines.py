@@ -2,8 +2,11 @@
 
 For every engine and storage of its weights, the benchmark profiles the engine on calibration prompts: plain decoding, two exits
 of the draft at two or three lengths, and both exits alone. `s2d-plan --engine NAME` plans with this profile and a trace of the
-calibration prompts. Other exits and lengths, which no profile has, are measured on evaluation prompts, interleaved with plain
-decoding, and compared with their predictions. So are the plan's own configuration and the engine's default draft length.
+calibration prompts. Other exits and lengths, which no profile has, are measured on evaluation prompts and compared with their
+predictions. Profile and evaluation take turns over the whole time: plain decoding of a target that barely fits into a cache
+shared with neighbours drifts by 10 to 30 % within minutes, so the error is that of the model, not that of a machine that
+changed meanwhile. With --profile-first, the profile is complete before the evaluation begins. Afterwards, the plan's own
+configuration and the engine's default draft length are measured beside the best held-out configuration.
 
     error         predicted over measured speedup, minus one: seconds from the profile on calibration prompts, acceptance
                   from a trace of the measured prompts, recorded by the bundled runtime in fp32
@@ -40,6 +43,7 @@ from details.engines.measure import Workplace, measure_setting
 from details.engines.result import SettingResult, outcome_table, result_of, setting_result, setting_table
 from details.engines.sizes import BIG, FULL, QUICK, EngineSize, Setting, chosen_settings, unsupported
 from details.engines.texts import text_differences
+from details.engines.time_left import TimeLeft
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import EngineFailure, UserInputError
 from perfmodel.core.provenance import make_provenance
@@ -56,9 +60,11 @@ def measured_settings(size: EngineSize, evidence: PairEvidence, place: Workplace
     """Results by setting, and the reasons for those that were skipped."""
     results: list[SettingResult] = []
     skipped: dict[str, str] = {}
+    time_left = TimeLeft([setting for setting in size.settings if skip_reason(setting) is None])
     for setting in size.settings:
         reason = skip_reason(setting)
         if reason is None:
+            print_err(time_left.begin(setting))
             try:
                 measured = measure_setting(setting, size, evidence, place)
                 results.append(setting_result(measured, text_differences(measured)))
@@ -114,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     size = chosen_settings(QUICK if args.quick else BIG if is_big else FULL, args.engines, args.weights)
     folder = args.folder or engines_folder() / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
-    place = Workplace(folder=folder, threads=args.threads, is_fresh=args.quick or args.fresh)
+    place = Workplace(folder=folder, threads=args.threads, is_fresh=args.quick or args.fresh, profile_first=args.profile_first)
     evidence = counting_evidence(size, folder) if is_big else family_evidence(args.target, size, folder)
     results, skipped = measured_settings(size, evidence, place)
     if not results:
@@ -125,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
     details = {
         "target": Path(evidence.target).name,
         "num_threads": args.threads,
+        "profile_first": args.profile_first,
         "settings": [result.as_json for result in results],
         "configs": [outcome.as_json for result in results for outcome in result.outcomes],
         "skipped": skipped,
@@ -151,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, metavar="NUM", help="threads of each engine (default: 1)")
     add("--folder", type=Path, metavar="FOLDER", help="keeps checkpoints and measurements (default: beside the engines)")
     add("--fresh", action="store_true", help="measure again what the folder has")
+    add("--profile-first", action="store_true", help="complete every profile before its evaluation begins")
     add("--figure", type=Path, metavar="FILE", help="draw measured over predicted speedups to this file")
     add_verbose_flag(parser)
     return parser

@@ -1,15 +1,15 @@
 """Observations: each speculative run of an engine profile as the mean seconds and passes of one round.
 
-Seconds are divided by those of a step of plain decoding on the same prompts. The runs are interleaved, so the drift of the
-machine cancels.
+Seconds are divided by those of a step of plain decoding in the same visits to the same prompts, so the drift of the machine
+cancels. Both are totals: a mean of single ratios would be too high by the squared noise of a plain call.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, pstdev
+from statistics import fmean, pstdev
 
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import UserInputError
@@ -69,14 +69,13 @@ def observe(profile: EngineProfile, trace: Trace | None) -> Observations:
     Raises:
         UserInputError: the rounds of a run are unknown.
     """
-    plain = {name: _token_s(calls) for name, calls in _by_prompt(profile.plain).items()}
+    plain = _PlainSteps(profile.plain)
     runs = [run for run in profile.runs if run.draft_tokens and run.floor is None]
     return Observations(
-        plain_s=_weighted(plain, profile.plain),
+        plain_s=plain.mean_s(_by_prompt(profile.plain)),
         runs=tuple(_observation(run, plain, _replayed(run, profile, trace)) for run in runs),
         alone_steps={
-            run.exit_layer: _weighted({name: _token_s(calls) for name, calls in _by_prompt(run).items()}, run)
-            / _weighted(plain, run)
+            run.exit_layer: _token_s(_by_prompt(run)) / plain.mean_s(_by_prompt(run))
             for run in profile.runs
             if run.is_draft_alone and run.exit_layer is not None
         },
@@ -135,27 +134,50 @@ def _by_prompt(run: EngineRun) -> dict[str, list[EngineCall]]:
     return kept
 
 
-def _token_s(calls: Iterable[EngineCall]) -> Seconds:
-    """Seconds of a token: the median over repeats."""
-    return median(call.decode_s / timed_tokens(call) for call in calls)
+class _PlainSteps:
+    """Seconds of a step of plain decoding, beside any calls.
+
+    Args:
+        plain: plain decoding.
+    """
+
+    def __init__(self, plain: EngineRun) -> None:
+        visits: dict[tuple[str, int | None], list[EngineCall]] = {}
+        by_prompt = _by_prompt(plain)
+        for name, calls in by_prompt.items():
+            for call in calls:
+                visits.setdefault((name, call.visit), []).append(call)
+        self._by_visit = {visit: _token_s({"": calls}) for visit, calls in visits.items() if visit[1] is not None}
+        self._by_prompt = {name: _token_s({name: calls}) for name, calls in by_prompt.items()}
+        self._mean_s = fmean(self._by_prompt.values())
+
+    def mean_s(self, prompts: Mapping[str, Sequence[EngineCall]]) -> Seconds:
+        """Mean over the tokens of some calls, with the plain calls of the same visit, prompt, or profile."""
+        seconds = math.fsum(fmean(self._step_s(call) * timed_tokens(call) for call in calls) for calls in prompts.values())
+        return seconds / _num_tokens(prompts)
+
+    def _step_s(self, call: EngineCall) -> Seconds:
+        of_prompt_s = self._by_prompt.get(call.prompt, self._mean_s)
+        return self._by_visit.get((call.prompt, call.visit), of_prompt_s)
 
 
-def _weighted(token_s: Mapping[str, Seconds], run: EngineRun) -> Seconds:
-    """Mean seconds of a token over the prompts of a run; prompts without a time count as a mean one."""
-    tokens = {call.prompt: timed_tokens(call) for call in run.calls}
-    mean_s = fmean(token_s.values())
-    return math.fsum(token_s.get(name, mean_s) * number for name, number in tokens.items()) / sum(tokens.values())
+def _token_s(prompts: Mapping[str, Sequence[EngineCall]]) -> Seconds:
+    """Seconds of a token: total seconds over total tokens of all prompts, each with the mean of its calls."""
+    return math.fsum(fmean(call.decode_s for call in calls) for calls in prompts.values()) / _num_tokens(prompts)
 
 
-def _observation(run: EngineRun, plain: Mapping[str, Seconds], replayed: Mapping[str, RoundStats]) -> Observation:
+def _num_tokens(prompts: Mapping[str, Sequence[EngineCall]]) -> float:
+    """Timed tokens of all prompts, each with the mean of its calls."""
+    return math.fsum(fmean(map(timed_tokens, calls)) for calls in prompts.values())
+
+
+def _observation(run: EngineRun, plain: _PlainSteps, replayed: Mapping[str, RoundStats]) -> Observation:
     prompts = _by_prompt(run)
     rounds = {name: _prompt_rounds(run, calls, replayed.get(name)) for name, calls in prompts.items()}
     num_rounds = math.fsum(rounds.values())
-    step_s = _weighted(plain, run)
-    per_round = 1 / (num_rounds * step_s)
-    num_tokens = sum(timed_tokens(calls[0]) for calls in prompts.values())
-    decode_s = math.fsum(median(call.decode_s for call in calls) for calls in prompts.values())
-    tokens_per_round = num_tokens / num_rounds
+    per_round = 1 / (num_rounds * plain.mean_s(prompts))
+    decode_s = math.fsum(fmean(call.decode_s for call in calls) for calls in prompts.values())
+    tokens_per_round = _num_tokens(prompts) / num_rounds
     draft_s, verify_s = (_timer_s(prompts.values(), timer) for timer in ("draft_s", "verify_s"))
     assert run.exit_layer is not None
     return Observation(
@@ -208,11 +230,11 @@ def _full_frac(draft_tokens: Tokens, tokens_per_round: float, replayed: list[Rou
 
 
 def _timer_s(prompts: Iterable[list[EngineCall]], timer: str) -> Seconds | None:
-    """Sum over the prompts of the median over repeats; None if a call lacks it."""
+    """Sum over the prompts of the mean over repeats; None if a call lacks it."""
     seconds = [[getattr(call, timer) for call in calls] for calls in prompts]
     if any(value is None for values in seconds for value in values):
         return None
-    return math.fsum(map(median, seconds))
+    return math.fsum(map(fmean, seconds))
 
 
 def _scatter(prompts: Iterable[list[EngineCall]]) -> Frac:

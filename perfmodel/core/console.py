@@ -343,6 +343,11 @@ class Progress:
             self._stream.write("\n")
             self._stream.flush()
 
+    def restart(self) -> None:
+        """Count time from now, if no unit of work is finished: preparation is no measure of the work."""
+        if not self._done:
+            self._start_s = self._printed_s = self._clock()
+
     def step(self, note: str = "", *, units: int = 1) -> None:
         """Count finished units, and print the progress unless it was printed a moment ago."""
         self._done += units

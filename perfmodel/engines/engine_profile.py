@@ -64,6 +64,8 @@ class EngineCall:
     """Tokens of a round by the engine's own formula, from its mean acceptance (ONNX Runtime GenAI)."""
     untimed_tokens: Tokens = 1
     """Emitted tokens that `decode_s` does not cover: 1 where the prompt's pass emits the first token, 0 where decoding does."""
+    visit: int | None = None
+    """Number of the visit to the prompt. Its calls ran one after another: the machine was in the same state."""
 
 
 def configuration_label(exit_layer: int | None, draft_tokens: Tokens, *, floor: float | None, is_draft_alone: bool) -> str:

@@ -66,6 +66,13 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-new-tokens", type=int, default=default.max_new_tokens, metavar="TOKENS", help=tokens_help)
     repeats_help = "times that every configuration decodes every prompt, every second time in reverse order (default: 2)"
     group.add_argument("--repeats", type=int, default=default.repeats, metavar="N", help=repeats_help)
+    plain_help = "times that plain decoding, which all speedups are over, runs in each repeat (default: 1)"
+    group.add_argument("--plain-calls", type=int, default=default.plain_calls, metavar="N", help=plain_help)
+    restarts_help = (
+        "times that the engine's processes start anew between repeats, as seconds differ from process to process "
+        "(default: before every repeat if a process has one length and starts within seconds, else 0)"
+    )
+    group.add_argument("--restarts", type=int, metavar="N", help=restarts_help)
     warm_help = "tokens decoded by the same process just before each measured call (default: 8)"
     group.add_argument("--warm-up-tokens", type=int, default=default.warm_up_tokens, metavar="TOKENS", help=warm_help)
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the measuring order (default: 0)")
@@ -96,6 +103,8 @@ def engine_request(args: argparse.Namespace) -> EngineProfileRequest:
         num_prompts=args.num_prompts,
         max_new_tokens=args.max_new_tokens,
         repeats=args.repeats,
+        plain_calls=args.plain_calls,
+        restarts=args.restarts,
         warm_up_tokens=args.warm_up_tokens,
         work_folder=args.work,
         seed=args.seed,

@@ -172,6 +172,8 @@ def _context_tokens(request: EngineProfileRequest, prompts: Sequence[EnginePromp
         UserInputError: a prompt is empty, or too long for the models.
     """
     num_new = request.max_new_tokens
+    if num_new >= limit:
+        raise UserInputError(f"--max-new-tokens {num_new}: expected less than the models' context of {limit} tokens.")
     for prompt in prompts:
         if not 1 <= len(prompt.token_ids) <= limit - num_new:
             raise UserInputError(

@@ -30,6 +30,9 @@ _CPU_FILES = ("onnxruntime",)
 """Engines whose files depend on the device, and are written for CPUs."""
 _FLOATS = ("fp32", "bf16", "fp16")
 
+_SLOW_STARTS = ("vllm", "sglang", "tensorrt-llm")
+"""Engines that take a minute or more to start."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProfileRequest:
@@ -67,6 +70,12 @@ class EngineProfileRequest:
     """Tokens written after each prompt."""
     repeats: int = 2
     """How often every configuration decodes every prompt; every second time in reverse order."""
+    plain_calls: int = 1
+    """How often plain decoding runs in each of them: every speedup is over its seconds, so all share its noise."""
+    restarts: int | None = None
+    """How often the processes are started anew between repeats: two processes with the same arguments can differ by a fifth in
+    seconds as long as they live. None: before every repeat if each length has its own process, which starts within seconds
+    (llama.cpp); otherwise never."""
     warm_up_tokens: Tokens = 8
     """Tokens decoded just before each measured call, by the same process. 0: no warm-up."""
     work_folder: Path | None = None
@@ -79,11 +88,17 @@ class EngineProfileRequest:
             ("--num-prompts", self.num_prompts, 1),
             ("--max-new-tokens", self.max_new_tokens, 2),
             ("--repeats", self.repeats, 1),
+            ("--plain-calls", self.plain_calls, 1),
             ("--threads", self.threads, 1),
             ("--warm-up-tokens", self.warm_up_tokens, 0),
         ):
             if count is not None and count < lowest:
                 raise UserInputError(f"{flag} {count}: expected at least {lowest}.")
+        if self.restarts is not None and not 0 <= self.restarts < self.repeats:
+            raise UserInputError(
+                f"--restarts {self.restarts}: expected 0 to {self.repeats - 1}, as processes start anew between {self.repeats} "
+                "repeats. Give a higher --repeats."
+            )
         _check_device(self.row, "cuda" if self.threads is None else "cpu")
         _check_weights(self.row, self.stored_weights)
         _check_lengths(self.row, self.lengths)
@@ -96,6 +111,14 @@ class EngineProfileRequest:
     def row(self) -> Engine:
         """The row of the engine."""
         return find_engine(self.engine)
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the processes are started anew."""
+        if self.restarts is not None:
+            return self.restarts
+        has_one_length = not can_change_length(self.row.name, self.interface)
+        return self.repeats - 1 if has_one_length and self.row.name not in _SLOW_STARTS else 0
 
     @property
     def file(self) -> Path:

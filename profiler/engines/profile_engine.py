@@ -19,7 +19,7 @@ from perfmodel.engines.engine_profile_text import profile_warnings
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from profiler.engines.engine_models import EngineModels, engine_models
 from profiler.engines.engine_request import DEFAULT_LENGTHS, Arm, EngineProfileRequest, arms_of, read_engine_prompts
-from profiler.engines.measure_engine import Calls, EngineMeasurement, Step, log_folder
+from profiler.engines.measure_engine import EngineMeasurement, Part, Step, log_folder
 from profiler.machine.machine_facts import device_facts
 from s2d.engines.session import check_installed
 from s2d.engines.session_request import EngineFacts
@@ -31,6 +31,19 @@ _INTERFACE = "interface="
 """The option of a profile whose interface was requested."""
 _HASH_CHARS = 12
 """Characters of a hash in a message."""
+_SHARED_FIELDS = (
+    "engine",
+    "target",
+    "draft",
+    "weights",
+    "threads",
+    "interface",
+    "repeats",
+    "restarts",
+    "warm_up_tokens",
+    "models_folder",
+)
+"""What requests that are measured together have in common."""
 
 
 def profile_engine(
@@ -109,36 +122,99 @@ def run_profile_engine(
     Raises:
         UserInputError: besides what `profile_engine` raises: another process uses the same folder of models.
     """
-    device = torch.device("cpu" if request.threads is not None else "cuda")
-    use_device(device.type)
-    check_installed(request.row.name, request.interface)
-    check_writable(request.file)
-    with translate_write_errors(log_folder(request)):
-        log_folder(request).mkdir(parents=True, exist_ok=True)
-    with locked_folder(request.models_folder):
-        return _profile(request, prompts, device, command)
-
-
-def _profile(
-    request: EngineProfileRequest, prompts: Sequence[Prompt], device: torch.device, command: Sequence[str] | None
-) -> EngineProfile:
-    """Carry out a request while no other process uses its folder of models."""
-    models = engine_models(request, prompts)
-    facts = device_facts(device)
-    provenance = make_provenance(argv=command, device=facts.name, driver=facts.driver, seed=request.seed)
-    profiling = _Profiling(request, models, facts.name, provenance)
-    with keep_progress(request.partial_file):
-        profiling.measure(free_device_bytes(device))
-    profile = profiling.profile
-    ENGINE_PROFILE_FILE.write(request.file, profile, provenance)
-    request.partial_file.unlink(missing_ok=True)
-    for warning in profile_warnings(profile):
-        print_err(f"warning: {warning}")
+    [profile] = run_profiles_together([(request, prompts)], command=command)
     return profile
 
 
-class _Profiling:
-    """A measurement and its unfinished file.
+def run_profiles_together(
+    requests: Sequence[tuple[EngineProfileRequest, Sequence[Prompt]]], *, command: Sequence[str] | None = None
+) -> tuple[EngineProfile, ...]:
+    """Measure several profiles at once: they take turns over the whole time, so that the machine's drift is in all alike.
+
+    Args:
+        requests: the requests with their prompts, each with a file of its own. They differ only in prompts, configurations,
+            tokens and seed.
+        command: as in `run_profile_engine`.
+
+    Raises:
+        ValueError: the requests differ in other fields.
+    """
+    _check_together([request for request, _ in requests])
+    first = requests[0][0]
+    device = torch.device("cpu" if first.threads is not None else "cuda")
+    use_device(device.type)
+    check_installed(first.row.name, first.interface)
+    for request, _ in requests:
+        check_writable(request.file)
+    with translate_write_errors(first.models_folder):
+        log_folder(first).mkdir(parents=True, exist_ok=True)
+    with locked_folder(first.models_folder):
+        return _profiles(requests, device, command)
+
+
+def _profiles(
+    requests: Sequence[tuple[EngineProfileRequest, Sequence[Prompt]]], device: torch.device, command: Sequence[str] | None
+) -> tuple[EngineProfile, ...]:
+    """Carry out requests while no other process uses their folder of models."""
+    models = [engine_models(request, prompts) for request, prompts in requests]
+    facts = device_facts(device)
+    files = [
+        _ProfileFile(
+            request,
+            loaded,
+            facts.name,
+            make_provenance(argv=command, device=facts.name, driver=facts.driver, seed=request.seed),
+        )
+        for (request, _), loaded in zip(requests, models, strict=True)
+    ]
+    partial = [request.partial_file for request, _ in requests]
+    kept = (partial[0], ()) if len(partial) == 1 else (partial[0].parent, [path.name for path in partial])
+    with keep_progress(kept[0], patterns=kept[1]):
+        reported = _measure(files, free_device_bytes(device))
+    return tuple(file.finish(reported) for file in files)
+
+
+def _check_together(requests: Sequence[EngineProfileRequest]) -> None:
+    """Refuse requests that one set of processes cannot measure."""
+    first = requests[0]
+    for request in requests[1:]:
+        other = [name for name in _SHARED_FIELDS if getattr(request, name) != getattr(first, name)]
+        if other:
+            raise ValueError(f"profiles that are measured together differ in {', '.join(other)}")
+
+
+def _measure(files: Sequence[_ProfileFile], free_bytes: Bytes) -> EngineFacts | None:
+    """Make the calls that are left, and save after every visit. What the engine reports of itself; None if no call was left.
+
+    Raises:
+        EngineFailure: the engine fails. The unfinished files keep what was measured.
+        Mismatch: another version of the engine is installed than in an unfinished file, or it gets other options.
+    """
+    measurement, request = EngineMeasurement([file.part for file in files]), files[0].part.request
+    groups = measurement.groups(free_bytes)
+    if len(groups) > 1:
+        print_err(f"the processes of {request.row.title} run in {len(groups)} groups, one after another")
+    planned = measurement.steps(groups)
+    progress = Progress(request.row.name, sum(len(steps) for _, steps in planned) or 1)
+
+    def on_start(facts: EngineFacts) -> None:
+        for file in files:
+            file.check_facts(facts)
+        progress.restart()
+
+    def on_call(step: Step, is_last: bool) -> None:
+        progress.step(f"{step.prompt.name}, {step.arm.label}")
+        if is_last:
+            save_or_warn(lambda: files[step.part].save(measurement.facts))
+
+    with progress:
+        for group, steps in planned:
+            measurement.measure(group, steps, on_start=on_start, on_call=on_call)
+    return measurement.facts
+
+
+class _ProfileFile:
+    """A requested profile and its unfinished file.
 
     Args:
         request: what to measure.
@@ -152,52 +228,43 @@ class _Profiling:
 
     def __init__(self, request: EngineProfileRequest, models: EngineModels, device: str, provenance: Provenance) -> None:
         self._request, self._models, self._device, self._provenance = request, models, device, provenance
-        self._arms = request.configurations or arms_of(models.exits, request.lengths)
+        arms = request.configurations or arms_of(models.exits, request.lengths)
+        self.part = Part(request=request, models=models, arms=arms, calls={})
         self._kept = ENGINE_PROFILE_FILE.read(request.partial_file).record if request.partial_file.exists() else None
-        calls: Calls = {}
         if self._kept is not None:
-            calls = {Arm.of(run): list(run.calls) for run in self._kept.runs}
             check_resumable(request.partial_file, self._kept, self._with_runs(_facts_of(self._kept), self._kept.runs))
-            self._check_calls(calls)
-            print_err(f"continuing with the {sum(map(len, calls.values()))} calls in {request.partial_file}")
-        self._measurement = EngineMeasurement(request, models, self._arms, calls)
+            self.part.calls.update({Arm.of(run): list(run.calls) for run in self._kept.runs})
+            self._check_calls()
+            print_err(f"continuing with the {sum(map(len, self.part.calls.values()))} calls in {request.partial_file}")
 
-    @property
-    def profile(self) -> EngineProfile:
-        """What has been measured."""
-        facts = self._measurement.facts or (_facts_of(self._kept) if self._kept else EngineFacts(version=""))
-        return self._with_runs(facts, self._measurement.runs)
+    def save(self, facts: EngineFacts | None) -> None:
+        """Write what has been measured to the unfinished file."""
+        if self.part.calls:
+            ENGINE_PROFILE_FILE.write(self._request.partial_file, self._profile(facts), self._provenance)
 
-    def measure(self, free_bytes: Bytes) -> None:
-        """Make the calls that are left, and save after every prompt.
+    def finish(self, facts: EngineFacts | None) -> EngineProfile:
+        """Write the file, and warn of what looks wrong."""
+        profile = self._profile(facts)
+        ENGINE_PROFILE_FILE.write(self._request.file, profile, self._provenance)
+        self._request.partial_file.unlink(missing_ok=True)
+        for warning in profile_warnings(profile):
+            print_err(f"warning: {warning}")
+        return profile
 
-        Raises:
-            EngineFailure: the engine fails. The unfinished file keeps what was measured.
-            Mismatch: another version of the engine is installed than in the unfinished file, or it gets other options.
-        """
-        groups = self._measurement.groups(free_bytes)
-        if len(groups) > 1:
-            print_err(f"the processes of {self._request.row.title} run in {len(groups)} groups, one after another")
-        planned = self._measurement.steps(groups)
-        progress = Progress(self._request.row.name, sum(len(steps) for _, steps in planned) or 1)
-
-        def on_call(step: Step, is_last: bool) -> None:
-            progress.step(f"{step.prompt.name}, {step.arm.label}")
-            if is_last:
-                save_or_warn(lambda: ENGINE_PROFILE_FILE.write(self._request.partial_file, self.profile, self._provenance))
-
-        with progress:
-            for group, steps in planned:
-                self._measurement.measure(group, steps, on_start=self._check_facts, on_call=on_call)
-
-    def _check_facts(self, facts: EngineFacts) -> None:
+    def check_facts(self, facts: EngineFacts) -> None:
+        """Refuse another version of the engine than in the unfinished file, or other options."""
         if self._kept is not None and facts != _facts_of(self._kept):
             raise _mismatch(self._request.partial_file, _facts_text(_facts_of(self._kept)), _facts_text(facts))
 
-    def _check_calls(self, calls: Calls) -> None:
+    def _profile(self, facts: EngineFacts | None) -> EngineProfile:
+        """What has been measured. Without facts, no process was started: they are those of the unfinished file."""
+        return self._with_runs(facts or (_facts_of(self._kept) if self._kept else EngineFacts(version="")), self.part.runs)
+
+    def _check_calls(self) -> None:
         """Refuse kept configurations and prompts that are not requested."""
+        calls = self.part.calls
         lengths = {prompt.name: len(prompt.token_ids) for prompt in self._models.prompts}
-        extra = [arm.label for arm in calls if arm not in self._arms]
+        extra = [arm.label for arm in calls if arm not in self.part.arms]
         others = {call.prompt for kept in calls.values() for call in kept if lengths.get(call.prompt) != call.prompt_tokens}
         if extra or others:
             made_for = ", ".join([*extra, *(f"prompt {name!r}" for name in sorted(others))][:MAX_LISTED_NAMES])

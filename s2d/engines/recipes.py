@@ -135,6 +135,8 @@ RECIPES: dict[str, Recipe] = {
                 "LLAMA_BUILD_UI=OFF",
                 "LLAMA_USE_PREBUILT_UI=OFF",
                 "LLAMA_OPENSSL=OFF",
+                "LLAMA_BUILD_NUMBER=11434",
+                "LLAMA_BUILD_COMMIT=sdist",
             ),
             programs=("llama-server", "llama-quantize", "llama-bench"),
         ),

@@ -12,11 +12,12 @@ import torch
 
 from details.engines.counting_pair import EXITS, Shape, agreed_steps, counting_evidence
 from details.engines.evidence import PairEvidence
-from details.engines.measure import Measured, Workplace, measure_setting, policy_of
+from details.engines.measure import Measured, Requested, Workplace, measure_setting, policy_of
 from details.engines.predict import cost_ratio
 from details.engines.result import SettingResult, result_of, setting_result
 from details.engines.sizes import BIG, FULL, QUICK, EngineSize, Setting, chosen_settings, drafting
 from details.engines.texts import TextDifference, first_unexplained
+from details.engines.time_left import TimeLeft
 from details.engines.timing import half_difference_frac, measured_speedup, plain_noise_frac
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import run_command
@@ -26,14 +27,22 @@ from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE, EngineCall, En
 from perfmodel.engines.known_engines import ENGINES
 from perfmodel.policies.policy import ConfidenceFloor
 from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest
+from profiler.engines.measure_engine import take_turns
 from s2d.engines.environments import is_installed
 from s2d.loading.load_model import load_model
 from s2d.prompts.conversation import Prompt
 from tests.calibrate.engines.simulate_engine import SimulatedEngine
 from tests.calibrate.factories import NUM_POSITIONS, make_trace
 
-SETTING = Setting(engine="llama.cpp", weights="f32", held_out=((2, 3), (4, 3), (4, 6), (6, 11)), num_prompts=6)
-SIZE = EngineSize(settings=(SETTING,), traced_prompts=8, profile_prompts=6, max_new_tokens=NUM_POSITIONS, num_repeats=2)
+SETTING = Setting(
+    engine="llama.cpp",
+    weights="f32",
+    held_out=((2, 3), (4, 3), (4, 6), (6, 11)),
+    num_prompts=6,
+    profile_prompts=6,
+    minutes=2,
+)
+SIZE = EngineSize(settings=(SETTING,), traced_prompts=8, max_new_tokens=NUM_POSITIONS, num_repeats=2, plain_calls=1)
 SIMULATED = SimulatedEngine(shape=ENGINES["llama.cpp"].round_shape, verify_steps=lambda rows: 1 + 0.15 * (rows - 1))
 
 
@@ -65,11 +74,41 @@ def names_of(trace: Trace) -> list[str]:
 class Simulation:
     """Answers requests for profiles with those of a simulated engine, and keeps the requests."""
 
-    def __init__(self, simulated: SimulatedEngine = SIMULATED) -> None:
+    def __init__(self, simulated: SimulatedEngine = SIMULATED, *, slowing: float = 0.0) -> None:
         self.simulated = simulated
+        self.slowing = slowing
+        """Share by which plain decoding becomes slower with every visit to a prompt; nothing else does."""
+        self.num_visits = 0
         self.requests: list[tuple[str, tuple[Arm, ...]]] = []
+        self.runs: list[int] = []
+        """Number of profiles that took turns, by measurement."""
 
-    def __call__(self, request: EngineProfileRequest, prompts: Sequence[Prompt]) -> EngineProfile:
+    def __call__(self, requested: Sequence[Requested]) -> list[EngineProfile]:
+        self.runs.append(len(requested))
+        profiles = [self._noise_free(request, prompts) for request, prompts in requested]
+        once = [
+            (number, requested[number][1][index].name) for number, index in take_turns([len(part[1]) for part in requested])
+        ]
+        visits: dict[tuple[int, str], list[int]] = {}
+        for turn in once * requested[0][0].repeats:
+            visits.setdefault(turn, []).append(self.num_visits)
+            self.num_visits += 1
+        drifted = [self._drifted(profile, number, visits) for number, profile in enumerate(profiles)]
+        for (request, _), profile in zip(requested, drifted, strict=True):
+            ENGINE_PROFILE_FILE.write(request.file, profile, make_provenance())
+        return drifted
+
+    def _drifted(self, profile: EngineProfile, number: int, visits: dict[tuple[int, str], list[int]]) -> EngineProfile:
+        runs = []
+        for run in profile.runs:
+            left = {name: iter(when) for (part, name), when in visits.items() if part == number}
+            numbered = [replace(call, visit=next(left[call.prompt])) for call in run.calls]
+            slowing = self.slowing if run.is_plain else 0.0
+            calls = (replace(call, decode_s=call.decode_s * (1 + slowing * (call.visit or 0))) for call in numbered)
+            runs.append(replace(run, calls=tuple(calls)))
+        return replace(profile, runs=tuple(runs))
+
+    def _noise_free(self, request: EngineProfileRequest, prompts: Sequence[Prompt]) -> EngineProfile:
         arms = request.configurations or ()
         self.requests.append((request.file.name, arms))
         names = [prompt.name for prompt in prompts]
@@ -78,14 +117,19 @@ class Simulation:
         lengths = sorted({arm.draft_tokens for arm in arms} - {0})
         full = self.simulated.profile(kept, evidence().exits, lengths, repeats=request.repeats)
         runs = tuple(run for run in full.runs if Arm.of(run) in arms)
-        profile = replace(full, setting=replace(full.setting, num_threads=request.threads), runs=runs)
-        ENGINE_PROFILE_FILE.write(request.file, profile, make_provenance())
-        return profile
+        return replace(full, setting=replace(full.setting, num_threads=request.threads), runs=runs)
 
 
-def measured(folder: Path, simulation: Simulation) -> Measured:
-    place = Workplace(folder=folder, threads=1, is_fresh=False, run=simulation)
+def measured(folder: Path, simulation: Simulation, *, profile_first: bool = False) -> Measured:
+    place = Workplace(folder=folder, threads=1, is_fresh=False, profile_first=profile_first, run=simulation)
     return measure_setting(SETTING, SIZE, evidence(), place)
+
+
+def latency_errors(folder: Path, *, profile_first: bool) -> list[float]:
+    """Of the held-out configurations, where plain decoding becomes a third slower over the measurement."""
+    simulation = Simulation(slowing=1 / 3 / (2 * 12))
+    result = setting_result(measured(folder, simulation, profile_first=profile_first), [])
+    return [abs(outcome.latency_error_frac) for outcome in result.outcomes]
 
 
 def test_a_noise_free_engine_is_predicted_from_its_profile(tmp_path: Path) -> None:
@@ -99,13 +143,54 @@ def test_a_noise_free_engine_is_predicted_from_its_profile(tmp_path: Path) -> No
     assert summary["replayed_rounds_equal_frac"] == 1
 
 
+def test_drift_of_plain_decoding_is_no_error_where_profile_and_evaluation_take_turns(tmp_path: Path) -> None:
+    together, profile_first = (latency_errors(tmp_path, profile_first=first) for first in (False, True))
+    assert max(together) < 0.05
+    assert min(profile_first) > 0.08
+
+
+def test_profile_and_evaluation_are_one_measurement_and_the_plan_is_measured_after_them(tmp_path: Path) -> None:
+    simulation = Simulation()
+    found = measured(tmp_path, simulation)
+    assert simulation.runs == [2, 1]
+    wanted = {PLAIN, found.chosen, found.default}
+    assert wanted <= set(found.decision_request.configurations or ())
+    assert set(found.held_out) & {Arm.of(run) for run in found.decision.runs}
+    simulation = Simulation()
+    measured(tmp_path / "other", simulation, profile_first=True)
+    assert simulation.runs == [1, 1, 1]
+
+
+def test_a_lost_evaluation_is_measured_alone(tmp_path: Path) -> None:
+    measured(tmp_path, Simulation())
+    (tmp_path / "target" / "llama.cpp-f32.evaluation.json").unlink()
+    simulation = Simulation()
+    measured(tmp_path, simulation)
+    assert [name for name, _ in simulation.requests] == ["llama.cpp-f32.evaluation.json"]
+
+
+def test_the_time_left_follows_the_pace_of_settings_that_were_not_kept() -> None:
+    settings = [replace(SETTING, weights=weights) for weights in ("f32", "bf16", "q8_0", "q4_0")]
+    clock = iter((0.0, 1.0, 241.0, 481.0))
+    time_left = TimeLeft(settings, lambda: next(clock))
+    lines = [time_left.begin(setting) for setting in settings]
+    assert lines[0] == "llama.cpp f32: setting 1 of 4, about 8 min 00 s left"
+    assert lines[1].endswith("about 6 min 00 s left")  # the first was measured before
+    assert lines[2].endswith("about 8 min 00 s left")  # the second took twice its estimate
+    assert lines[3].endswith("setting 4 of 4, about 4 min 00 s left")
+
+
+def test_the_full_run_without_vllm_takes_at_most_50_minutes_by_its_estimate() -> None:
+    assert sum(setting.minutes for setting in FULL.settings if setting.engine != "vllm") <= 50
+
+
 def test_nothing_that_is_scored_is_in_the_profile(tmp_path: Path) -> None:
     simulation = Simulation()
     found = measured(tmp_path, simulation)
-    (profile_name, profiled), (evaluation_name, evaluated) = simulation.requests
+    (profile_name, profiled), (evaluation_name, evaluated), _ = simulation.requests
     assert (profile_name, evaluation_name) == ("llama.cpp-f32.profile.json", "llama.cpp-f32.evaluation.json")
     assert not set(found.held_out) & set(profiled)
-    assert {PLAIN, found.chosen, *found.held_out} <= set(evaluated)
+    assert {PLAIN, *found.held_out} == set(evaluated)
     prompts = [{call.prompt for run in part.runs for call in run.calls} for part in (found.profile, found.evaluation)]
     assert not prompts[0] & prompts[1]
 
@@ -113,7 +198,7 @@ def test_nothing_that_is_scored_is_in_the_profile(tmp_path: Path) -> None:
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     first, second = Simulation(), Simulation()
     before, after = measured(tmp_path, first), measured(tmp_path, second)
-    assert len(first.requests) == 2
+    assert len(first.requests) == 3
     assert second.requests == []
     assert before.evaluation == after.evaluation
 
@@ -211,7 +296,7 @@ def test_differences_are_counted_with_and_without_an_explanation(tmp_path: Path)
 
 
 TINY = Shape(num_layers=6, hidden_size=256, intermediate_size=384, num_heads=4, num_kv_heads=2, vocab_size=4096)
-TINY_SIZE = replace(SIZE, settings=(replace(SETTING, num_prompts=2),), traced_prompts=3, profile_prompts=1, max_new_tokens=16)
+TINY_SIZE = replace(SIZE, settings=(replace(SETTING, num_prompts=2),), traced_prompts=3, max_new_tokens=16)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,9 @@
-"""Runs one setting: profile the engine, plan with the profile, and measure held-out configurations on other prompts."""
+"""Runs one setting: profile the engine, measure held-out configurations on other prompts meanwhile, and then what is planned.
+
+The machine changes within minutes, and plain decoding by more than the rest. So the calls of the profile and those of the
+evaluation take turns over the whole time. The plan is made afterwards. What it chooses and the engine's default are
+then measured beside the best held-out configuration, unless the evaluation has them all.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,16 +14,18 @@ from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import make_plan
 from details.engines.evidence import PairEvidence, on_prompts
 from details.engines.sizes import EngineSize, Setting, drafting
+from details.engines.timing import measured_speedup, run_of
 from perfmodel.core.console import print_err
 from perfmodel.engines.engine import Engine
 from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE, EngineProfile
 from perfmodel.policies.policy import ConfidenceFloor, Policy
 from perfmodel.results.plan import Plan
 from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest
-from profiler.engines.profile_engine import run_profile_engine
+from profiler.engines.profile_engine import run_profiles_together
 from s2d.prompts.conversation import Prompt
 
-RunProfile = Callable[[EngineProfileRequest, Sequence[Prompt]], EngineProfile]
+Requested = tuple[EngineProfileRequest, Sequence[Prompt]]
+RunProfiles = Callable[[Sequence[Requested]], Sequence[EngineProfile]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +37,10 @@ class Workplace:
     threads: int
     is_fresh: bool
     """Whether to measure again what was measured before."""
-    run: RunProfile = run_profile_engine
-    """Runs the configurations of a request in the engine, and writes its file."""
+    profile_first: bool = False
+    """Whether the profile is complete before the evaluation begins."""
+    run: RunProfiles = run_profiles_together
+    """Runs the configurations of some requests in the engine, taking turns, and writes their files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,8 +57,11 @@ class Measured:
     plan: Plan
     evaluation: EngineProfile
     evaluation_request: EngineProfileRequest
+    decision: EngineProfile
+    """With the plan's configuration, the default and the best held-out one: the evaluation, if it has them all."""
+    decision_request: EngineProfileRequest
     held_out: tuple[Arm, ...]
-    """Configurations that are predicted and scored. The profile has none of them."""
+    """Configurations that are predicted and scored, all of the evaluation. The profile has none of them."""
     chosen: Arm
     """The plan's; plain decoding if it does not speculate."""
     default: Arm | None
@@ -65,14 +77,26 @@ def measure_setting(setting: Setting, size: EngineSize, evidence: PairEvidence, 
     """
     evidence = on_prompts(evidence, setting.num_prompts)
     profiled = setting.profiled(evidence.exits)
+    held_out = tuple(arm for arm in (drafting(*pair) for pair in setting.held_out) if arm not in profiled)
     request = _request(setting, size, evidence, place, "profile", profiled)
-    profile = _measured(request, evidence.calibration_prompts[: size.profile_prompts], place)
+    evaluation_request = _request(setting, size, evidence, place, "evaluation", (PLAIN, *held_out))
+    requested: list[Requested] = [
+        (request, evidence.calibration_prompts[: setting.profile_prompts]),
+        (evaluation_request, evidence.evaluation_prompts),
+    ]
+    if place.profile_first:
+        [profile], [evaluation] = (_measured([part], place) for part in requested)
+    else:
+        profile, evaluation = _measured(requested, place)
     plan_request = PlanRequest(engine=setting.engine, trace=evidence.calibration, profiles=(request.file,))
     plan = make_plan(plan_request)
     chosen, default = _arm_of(plan.chosen.policy), _default_arm(request.row, plan)
-    wanted = [drafting(*pair) for pair in setting.held_out] + [arm for arm in (chosen, default) if arm is not None]
-    arms = tuple(dict.fromkeys((PLAIN, *wanted)))
-    evaluation_request = _request(setting, size, evidence, place, "evaluation", arms)
+    best = max(held_out, key=lambda arm: measured_speedup(evaluation.plain, run_of(evaluation, arm)))
+    wanted = tuple(dict.fromkeys(arm for arm in (PLAIN, best, chosen, default) if arm is not None))
+    decision, decision_request = evaluation, evaluation_request
+    if not set(wanted) <= {PLAIN, *held_out}:
+        decision_request = _request(setting, size, evidence, place, "decision", wanted)
+        [decision] = _measured([(decision_request, evidence.evaluation_prompts)], place)
     return Measured(
         setting=setting,
         engine=request.row,
@@ -80,9 +104,11 @@ def measure_setting(setting: Setting, size: EngineSize, evidence: PairEvidence, 
         profile=profile,
         plan_request=plan_request,
         plan=plan,
-        evaluation=_measured(evaluation_request, evidence.evaluation_prompts, place),
+        evaluation=evaluation,
         evaluation_request=evaluation_request,
-        held_out=tuple(arm for arm in arms if arm not in profiled),
+        decision=decision,
+        decision_request=decision_request,
+        held_out=held_out,
         chosen=chosen,
         default=default,
     )
@@ -115,7 +141,8 @@ def _default_arm(engine: Engine, plan: Plan) -> Arm | None:
 def _request(
     setting: Setting, size: EngineSize, evidence: PairEvidence, place: Workplace, part: str, arms: tuple[Arm, ...]
 ) -> EngineProfileRequest:
-    name = f"{setting.label.replace(' ', '-')}.{part}.json"
+    order = "profile-first." if place.profile_first else ""
+    name = f"{setting.label.replace(' ', '-')}.{order}{part}.json"
     return EngineProfileRequest(
         engine=setting.engine,
         target=evidence.target,
@@ -127,24 +154,37 @@ def _request(
         threads=place.threads,
         max_new_tokens=size.max_new_tokens,
         repeats=size.num_repeats,
+        plain_calls=size.plain_calls,
+        restarts=setting.restarts,
         work_folder=place.folder / "models",
     )
 
 
-def _measured(request: EngineProfileRequest, prompts: Sequence[Prompt], place: Workplace) -> EngineProfile:
-    """What is kept of a measurement, else a new one."""
-    assert request.configurations is not None
+def _measured(requested: Sequence[Requested], place: Workplace) -> list[EngineProfile]:
+    """What is kept of some measurements, else new ones that take turns."""
     if place.is_fresh:
-        for path in (request.file, request.partial_file):
-            path.unlink(missing_ok=True)
-    if request.file.exists():
-        kept = ENGINE_PROFILE_FILE.read(request.file).record
-        if _is_complete(kept, request, prompts):
-            print_err(f"{request.file.name} is measured already")
-            return kept
-    request.file.parent.mkdir(parents=True, exist_ok=True)
-    print_err(f"{request.file.stem}: {len(request.configurations)} configurations on {len(prompts)} prompts")
-    return place.run(request, prompts)
+        for request, _ in requested:
+            for path in (request.file, request.partial_file):
+                path.unlink(missing_ok=True)
+    kept = {request.file: _kept(request, prompts) for request, prompts in requested}
+    left = [(request, prompts) for request, prompts in requested if kept[request.file] is None]
+    for request, prompts in left:
+        request.file.parent.mkdir(parents=True, exist_ok=True)
+        print_err(f"{request.file.stem}: {len(request.configurations or ())} configurations on {len(prompts)} prompts")
+    profiles = place.run(left) if left else ()
+    new = {request.file: profile for (request, _), profile in zip(left, profiles, strict=True)}
+    return [kept[request.file] or new[request.file] for request, _ in requested]
+
+
+def _kept(request: EngineProfileRequest, prompts: Sequence[Prompt]) -> EngineProfile | None:
+    """The measurement in the file of a request; None if it lacks calls."""
+    if not request.file.exists():
+        return None
+    kept = ENGINE_PROFILE_FILE.read(request.file).record
+    if not _is_complete(kept, request, prompts):
+        return None
+    print_err(f"{request.file.name} is measured already")
+    return kept
 
 
 def _is_complete(kept: EngineProfile, request: EngineProfileRequest, prompts: Sequence[Prompt]) -> bool:
@@ -153,5 +193,6 @@ def _is_complete(kept: EngineProfile, request: EngineProfileRequest, prompts: Se
     calls = {Arm.of(run): Counter(call.prompt for call in run.calls) for run in kept.runs}
     if (kept.max_new_tokens, kept.setting.num_threads) != (request.max_new_tokens, request.threads):
         return False
-    counted = [calls.get(arm, Counter()) for arm in request.configurations or ()]
-    return all(set(count) == names and min(count.values()) >= request.repeats for count in counted)
+    counts = {arm: calls.get(arm, Counter()) for arm in request.configurations or ()}
+    needed = {arm: request.repeats * (request.plain_calls if arm.is_plain else 1) for arm in counts}
+    return all(set(count) == names and min(count.values()) >= needed[arm] for arm, count in counts.items())

@@ -16,7 +16,7 @@ from details.engines.predict import (
     leviathan_by_rounds,
     predict_setting,
 )
-from details.engines.texts import TextDifference
+from details.engines.texts import TextDifference, drafting_runs
 from details.engines.timing import disturbed_frac, half_difference_frac, measured_speedup, plain_noise_frac, run_of
 from perfmodel.core.console import table
 from perfmodel.core.units import Frac, format_frac, format_signed_frac, format_speedup
@@ -187,8 +187,9 @@ def setting_result(measured: Measured, differences: Sequence[TextDifference]) ->
     evaluation, label = measured.evaluation, measured.setting.label
     plain = evaluation.plain
     predictions = predict_setting(measured)
-    speedups = {Arm.of(run): measured_speedup(plain, run) for run in evaluation.runs} | {PLAIN: 1.0}
-    speedups = {arm: value for arm, value in speedups.items() if arm in (measured.evaluation_request.configurations or ())}
+    decision = measured.decision
+    speedups = {Arm.of(run): measured_speedup(decision.plain, run) for run in decision.runs} | {PLAIN: 1.0}
+    speedups = {arm: value for arm, value in speedups.items() if arm in (measured.decision_request.configurations or ())}
     candidates = {arm: value for arm, value in speedups.items() if arm != measured.default or arm in measured.held_out}
     best = max(candidates, key=candidates.__getitem__)
     default = measured.default
@@ -210,7 +211,7 @@ def setting_result(measured: Measured, differences: Sequence[TextDifference]) ->
         best_measured=speedups[best],
         default=None if default is None else default.label,
         default_measured=None if default is None else speedups[default],
-        num_texts=(len(evaluation.runs) - 1) * len({call.prompt for call in plain.calls}),
+        num_texts=len(drafting_runs(measured)) * len({call.prompt for call in plain.calls}),
         differences=tuple(differences),
     )
 

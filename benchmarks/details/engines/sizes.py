@@ -25,6 +25,12 @@ class Setting:
     """Exits and draft lengths to predict. The profile has none of these pairs."""
     num_prompts: int
     """Evaluation prompts."""
+    profile_prompts: int
+    """Calibration prompts that the engine decodes."""
+    restarts: int | None = None
+    """How often its processes start anew between repeats; None: as the profiler does by default."""
+    minutes: float
+    """Of a measurement on one thread of a quiet shared AMD EPYC, estimated from earlier runs: for the time left."""
 
     @property
     def label(self) -> str:
@@ -44,10 +50,11 @@ class EngineSize:
     settings: tuple[Setting, ...]
     traced_prompts: int
     """Calibration prompts in the trace that plans are made from."""
-    profile_prompts: int
-    """Those among them that the engine decodes."""
     max_new_tokens: Tokens
     num_repeats: int
+    plain_calls: int
+    """Calls of plain decoding in a visit to a prompt. All speedups of a setting share its noise, so it is measured more often
+    than the others: by the square root of their number, if calls are equally noisy (Dunnett 1955)."""
 
 
 FAMILY_CONFIGS = ((1, 3), (1, 6), (2, 3), (2, 5), (2, 8), (4, 2), (4, 3), (4, 5), (4, 8), (4, 11), (6, 3), (6, 6))
@@ -56,54 +63,64 @@ SLOW_CONFIGS = ((1, 4), (2, 3), (4, 3), (4, 5), (4, 8), (6, 4))
 UNEVEN_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
 """llama.cpp multiplies by tiles of rows: with f32 weights, 5 rows take 0.8 of the seconds of 4 (docs/log.md)."""
 UNEVEN_CONFIGS = ((2, 2), (2, 3), (2, 5), (2, 8), (4, 2), (4, 3), (4, 4), (4, 5), (4, 8), (4, 11), (6, 3), (6, 6))
-_SLOW_PROMPTS = 24
-_PROMPTS = 32
+_SLOW_PROMPTS, _SLOW_PROFILE_PROMPTS = 10, 5
+_PROMPTS, _PROFILE_PROMPTS = 18, 10
+_NUM_REPEATS = 3
 _RESTARTED_LENGTHS = (2, 7)
 _RESTARTED_CONFIGS = ((2, 3), (4, 3), (4, 5), (4, 10))
 """For engines that take a minute to start, once for every draft length."""
 
 
-def _fast(engine: str, weights: str) -> Setting:
-    return Setting(engine=engine, weights=weights, held_out=FAMILY_CONFIGS, num_prompts=_PROMPTS)
-
-
-def _uneven(engine: str, weights: str) -> Setting:
-    return replace(_fast(engine, weights), first_exit_lengths=UNEVEN_LENGTHS, held_out=UNEVEN_CONFIGS)
-
-
-def _slow(engine: str, weights: str) -> Setting:
-    return Setting(engine=engine, weights=weights, held_out=SLOW_CONFIGS, num_prompts=_SLOW_PROMPTS)
-
-
-def _restarted(engine: str, weights: str) -> Setting:
+def _fast(engine: str, weights: str, minutes: float) -> Setting:
     return Setting(
         engine=engine,
         weights=weights,
-        profile_lengths=_RESTARTED_LENGTHS,
-        held_out=_RESTARTED_CONFIGS,
-        num_prompts=_SLOW_PROMPTS,
+        held_out=FAMILY_CONFIGS,
+        num_prompts=_PROMPTS,
+        profile_prompts=_PROFILE_PROMPTS,
+        restarts=_NUM_REPEATS - 1,
+        minutes=minutes,
     )
+
+
+def _uneven(engine: str, weights: str, minutes: float) -> Setting:
+    return replace(_fast(engine, weights, minutes), first_exit_lengths=UNEVEN_LENGTHS, held_out=UNEVEN_CONFIGS)
+
+
+def _slow(engine: str, weights: str, minutes: float) -> Setting:
+    return Setting(
+        engine=engine,
+        weights=weights,
+        held_out=SLOW_CONFIGS,
+        num_prompts=_SLOW_PROMPTS,
+        profile_prompts=_SLOW_PROFILE_PROMPTS,
+        minutes=minutes,
+    )
+
+
+def _restarted(engine: str, weights: str, minutes: float) -> Setting:
+    return replace(_slow(engine, weights, minutes), profile_lengths=_RESTARTED_LENGTHS, held_out=_RESTARTED_CONFIGS)
 
 
 FULL = EngineSize(
     settings=(
-        _fast("onnxruntime", "f32"),
-        _fast("onnxruntime", "int4"),
-        _uneven("llama.cpp", "f32"),
-        _uneven("llama.cpp", "bf16"),
-        _uneven("llama.cpp", "q8_0"),
-        _fast("openvino", "f32"),
-        _fast("openvino", "bf16"),
-        _fast("s2d", "fp32"),
-        _slow("transformers", "f32"),
-        _slow("mlx-lm", "f32"),
-        _restarted("vllm", "f32"),
-        _restarted("vllm", "bf16"),
+        _fast("onnxruntime", "f32", 3.5),
+        _fast("onnxruntime", "int4", 2.5),
+        _uneven("llama.cpp", "f32", 5),
+        _uneven("llama.cpp", "bf16", 3.5),
+        _uneven("llama.cpp", "q8_0", 4),
+        _fast("openvino", "f32", 5),
+        _fast("openvino", "bf16", 5),
+        _fast("s2d", "fp32", 5),
+        _slow("transformers", "f32", 5.5),
+        _slow("mlx-lm", "f32", 9),
+        _restarted("vllm", "f32", 25),
+        _restarted("vllm", "bf16", 25),
     ),
     traced_prompts=60,
-    profile_prompts=12,
     max_new_tokens=64,
-    num_repeats=2,
+    num_repeats=_NUM_REPEATS,
+    plain_calls=3,
 )
 _BIG_CONFIGS = ((4, 1), (4, 3), (4, 4), (2, 7))
 
@@ -116,6 +133,8 @@ def _big(engine: str, weights: str, first_exit_lengths: tuple[Tokens, ...] = ())
         first_exit_lengths=first_exit_lengths,
         held_out=_BIG_CONFIGS,
         num_prompts=3,
+        profile_prompts=2,
+        minutes=8,
     )
 
 
@@ -132,20 +151,29 @@ BIG = EngineSize(
         _big("s2d", "bf16"),
     ),
     traced_prompts=12,
-    profile_prompts=2,
     max_new_tokens=32,
     num_repeats=2,
+    plain_calls=2,
 )
 _QUICK_CONFIGS = ((2, 3), (4, 3), (4, 6))
 QUICK = EngineSize(
     settings=tuple(
-        Setting(engine=engine, weights="f32", profile_lengths=(2, 5), held_out=_QUICK_CONFIGS, num_prompts=4)
+        Setting(
+            engine=engine,
+            weights="f32",
+            profile_lengths=(2, 5),
+            held_out=_QUICK_CONFIGS,
+            num_prompts=4,
+            profile_prompts=3,
+            restarts=0,
+            minutes=0.3,
+        )
         for engine in ("onnxruntime", "llama.cpp")
     ),
     traced_prompts=6,
-    profile_prompts=3,
     max_new_tokens=32,
     num_repeats=2,
+    plain_calls=1,
 )
 
 

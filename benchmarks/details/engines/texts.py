@@ -40,9 +40,7 @@ def text_differences(measured: Measured) -> list[TextDifference]:
     """Examine every speculative text that differs from the plain text, by decoding both again."""
     plain = _hashes(measured.evaluation.plain)
     differing = {
-        Arm.of(run): [name for name, hashes in _hashes(run).items() if hashes != plain[name]]
-        for run in measured.evaluation.runs
-        if run.draft_tokens
+        Arm.of(run): [name for name, hashes in _hashes(run).items() if hashes != plain[name]] for run in drafting_runs(measured)
     }
     if not any(differing.values()):
         return []
@@ -58,6 +56,12 @@ def text_differences(measured: Measured) -> list[TextDifference]:
                 for name in names:
                     differences.append(_examined(measured, arm, prompts[name], session, target))
     return differences
+
+
+def drafting_runs(measured: Measured) -> list[EngineRun]:
+    """The speculative runs on evaluation prompts, each configuration once."""
+    runs = {Arm.of(run): run for profile in (measured.decision, measured.evaluation) for run in profile.runs}
+    return [run for run in runs.values() if run.draft_tokens]
 
 
 def first_unexplained(prompt: Sequence[int], text: Sequence[int], decode: Decode) -> tuple[Tokens | None, Tokens | None]:

@@ -1,6 +1,7 @@
 """Measured speedups of the configurations of one engine, and their noise."""
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 from perfmodel.core.units import Frac, Seconds
@@ -17,14 +18,19 @@ def run_of(profile: EngineProfile, arm: Arm) -> EngineRun:
 
 
 def measured_speedup(plain: EngineRun, run: EngineRun, half: int | None = None) -> float:
-    """Plain seconds of a token over those of a run, totals over the same prompts.
+    """Plain seconds of a token over those of a run, totals over the same visits to the same prompts.
 
     Args:
         plain: plain decoding.
         run: another configuration.
-        half: 0 takes the first half of the calls of each prompt, 1 the second; None takes all.
+        half: 0 takes the first half of the calls of each prompt, 1 the second, both without the middle one of an odd number;
+            None takes all.
     """
-    return token_s(plain, half) / token_s(run, half)
+    visits = {call.visit for calls in _calls_by_prompt(run, half) for call in calls}
+    if None in visits:
+        return token_s(plain, half) / token_s(run, half)
+    beside = tuple(call for call in plain.calls if call.visit in visits)
+    return token_s(replace(plain, calls=beside)) / token_s(run, half)
 
 
 def token_s(run: EngineRun, half: int | None = None) -> Seconds:
@@ -55,7 +61,8 @@ def _calls_by_prompt(run: EngineRun, half: int | None) -> list[list[EngineCall]]
     prompts: dict[str, list[EngineCall]] = {}
     for call in run.calls:
         prompts.setdefault(call.prompt, []).append(call)
-    halves = [(calls[: (len(calls) + 1) // 2], calls[len(calls) // 2 :]) for calls in prompts.values()]
+    cuts = [max(1, len(calls) // 2) for calls in prompts.values()]
+    halves = [(calls[:cut], calls[-cut:]) for cut, calls in zip(cuts, prompts.values(), strict=True)]
     chosen = prompts.values() if half is None else [pair[half] for pair in halves]
     return [[call for call in calls if not _is_disturbed(call)] or calls for calls in chosen]
 

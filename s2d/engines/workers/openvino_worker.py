@@ -23,20 +23,22 @@ class Engine:
         self._genai = openvino_genai
         self.version = openvino_genai.__version__
         self._has_draft = settings["draft"] is not None
-        self.options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+        self.options: dict[str, Any] = {"ENABLE_CPU_PINNING": False}
         if hint := _PRECISION_HINTS.get(settings["weights"]):
             self.options["INFERENCE_PRECISION_HINT"] = hint
             if hint == "f32":
                 self.options["KV_CACHE_PRECISION"] = hint
-        threads = {} if settings["num_threads"] is None else {"INFERENCE_NUM_THREADS": settings["num_threads"]}
+        properties = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **self.options}
+        if settings["num_threads"] is not None:
+            properties["INFERENCE_NUM_THREADS"] = settings["num_threads"]
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = settings.get("cache_gib", 1)
         scheduler.enable_prefix_caching = False
         scheduler.max_num_batched_tokens = max(settings["context_tokens"], 256)
         more: dict[str, Any] = {"scheduler_config": scheduler}
         if self._has_draft:
-            more["draft_model"] = openvino_genai.draft_model(settings["draft"], "CPU", **self.options, **threads)
-        self._pipeline = openvino_genai.LLMPipeline(settings["target"], "CPU", **self.options, **threads, **more)
+            more["draft_model"] = openvino_genai.draft_model(settings["draft"], "CPU", **properties)
+        self._pipeline = openvino_genai.LLMPipeline(settings["target"], "CPU", **properties, **more)
 
     def call(self, request: dict[str, Any]) -> dict[str, Any]:
         """Decode one prompt greedily, to exactly the requested number of tokens."""

@@ -17,7 +17,7 @@ from perfmodel.core.errors import OutOfDomain, UserInputError
 from perfmodel.engines.engine import RoundShape
 from perfmodel.engines.engine_fit import EngineFit
 from perfmodel.engines.engine_latency import engine_latencies
-from perfmodel.engines.engine_profile import EngineProfile
+from perfmodel.engines.engine_profile import EngineCall, EngineProfile, EngineRun
 from perfmodel.policies.policy import Policy
 from tests.calibrate.engines.simulate_engine import SimulatedEngine, bent
 from tests.calibrate.factories import make_trace
@@ -171,6 +171,24 @@ def test_a_profile_without_a_draft_is_refused() -> None:
     profile = simulated.profile(TRACE, (), (), alone=(1, 4))
     with pytest.raises(UserInputError, match="holds no run with a draft of fixed length: expected at least one exit"):
         fit_engine(profile, TRACE, simulated.engine)
+
+
+def test_each_run_is_compared_with_the_plain_calls_of_its_own_visits() -> None:
+    """Every second configuration ran in another group, when the whole machine was half as fast."""
+    simulated = SimulatedEngine()
+    profile = profile_of(simulated)
+
+    def ran(run: EngineRun, group: int) -> tuple[EngineCall, ...]:
+        return tuple(
+            replace(call, visit=2 * number + group, decode_s=(1 + group) * call.decode_s)
+            for number, call in enumerate(run.calls)
+        )
+
+    plain, *others = profile.runs
+    runs = [replace(plain, calls=(*ran(plain, 0), *ran(plain, 1)))]
+    runs += [replace(run, calls=ran(run, number % 2)) for number, run in enumerate(others)]
+    fit = fit_engine(replace(profile, runs=tuple(runs)), TRACE, simulated.engine)
+    assert max(map(abs, errors(simulated, fit, cells_of(LENGTHS)))) < 0.01
 
 
 def test_disturbed_calls_are_left_out() -> None:

@@ -231,6 +231,17 @@ def test_progress_redraws_one_line_on_a_terminal() -> None:
     assert drawn[3] == "latency  4/4  100.0 %  done in 24 s  step 3"
 
 
+def test_preparation_before_the_first_unit_does_not_count() -> None:
+    now_s, stream = [0.0], io.StringIO()
+    progress = Progress("engine", 2, stream=stream, clock=lambda: now_s[0])
+    now_s[0] = 1000.0
+    progress.restart()
+    now_s[0] = 1012.0
+    progress.step()
+    progress.restart()  # of no effect after a unit
+    assert stream.getvalue() == "engine  1/2  50.0 %  12 s left\n"
+
+
 def test_core_loads_no_third_party_packages() -> None:
     script = (
         "import sys\n"

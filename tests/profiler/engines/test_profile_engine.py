@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -17,10 +18,11 @@ from perfmodel.engines.engine_profile import ENGINE_PROFILE_FILE, EngineProfile
 from profiler.commands.profile_cli import main_profile
 from profiler.engines import engine_models, measure_engine, profile_engine
 from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest, read_engine_prompts
-from profiler.engines.profile_engine import run_profile_engine
+from profiler.engines.profile_engine import run_profile_engine, run_profiles_together
 from s2d.engines.session_request import EngineFacts
 from s2d.loading.model_folder import find_model
 from s2d.loading.sidecar import Sidecar, write_sidecar
+from s2d.prompts.conversation import Prompt
 from tests.profiler.engines.fake_engine import FakeSession, no_conversion
 
 PAIR = ("--target", "ref-target-16", "--draft", "ref-draft")
@@ -91,6 +93,75 @@ def test_configurations_begin_with_plain_decoding() -> None:
 def test_processes_of_a_group_run_on_from_one_repeat_to_the_next(fake: type[FakeSession]) -> None:
     run(small_request(repeats=3))
     assert len(fake.opened) == 5
+
+
+@pytest.mark.parametrize(
+    ("engine", "restarts", "starts"),
+    [("llama.cpp", None, 3), ("vllm", None, 1), ("onnxruntime", None, 1), ("onnxruntime", 1, 2), ("onnxruntime", 2, 3)],
+)
+def test_processes_start_anew_between_repeats(fake: type[FakeSession], engine: str, restarts: int | None, starts: int) -> None:
+    """By default before every repeat where a process has one length and starts fast."""
+    run(small_request(engine=engine, repeats=3, restarts=restarts, lengths=(2,)))
+    assert set(Counter(fake.opened).values()) == {starts}
+
+
+def test_restarts_are_fewer_than_repeats() -> None:
+    with pytest.raises(UserInputError, match="--restarts 2: expected 0 to 1"):
+        small_request(repeats=2, restarts=2)
+
+
+def test_plain_decoding_runs_as_often_as_requested_in_every_visit(fake: type[FakeSession]) -> None:
+    profile = run(small_request(repeats=2, plain_calls=3))
+    assert {len(other.calls) for other in profile.runs} == {4, 12}
+    assert len(profile.plain.calls) == 12
+    assert sorted(Counter(call.visit for call in profile.plain.calls).items()) == [(visit, 3) for visit in range(4)]
+
+
+def two_requests(**changes: object) -> list[tuple[EngineProfileRequest, Sequence[Prompt]]]:
+    """Four calibration prompts, and two evaluation prompts with other configurations."""
+    drafting = Arm(exit_layer=4, draft_tokens=3, is_draft_alone=False)
+    calibration = small_request(output=Path("a.json"), num_prompts=4, exits=(2, 4), **changes)
+    evaluation = small_request(
+        output=Path("b.json"), split="evaluation", exits=(2, 4), configurations=(PLAIN, drafting), **changes
+    )
+    return [(request, read_engine_prompts(request)) for request in (calibration, evaluation)]
+
+
+def test_profiles_measured_together_take_turns_and_share_processes(fake: type[FakeSession]) -> None:
+    first, second = run_profiles_together(two_requests())
+    assert (len(first.runs), len(second.runs)) == (7, 2)
+    assert len(fake.opened) == 5  # exit 4 has three lengths in one process
+    visits = [sorted({call.visit for call in profile.plain.calls}) for profile in (first, second)]
+    assert visits == [[0, 2, 3, 5, 6, 8, 9, 11], [1, 4, 7, 10]]
+    assert not {call.prompt for call in first.plain.calls} & {call.prompt for call in second.plain.calls}
+    assert [ENGINE_PROFILE_FILE.read(name).record for name in ("a.json", "b.json")] == [first, second]
+
+
+def test_profiles_measured_together_continue_after_an_interruption(fake: type[FakeSession]) -> None:
+    requests = two_requests()
+    whole = run_profiles_together([(replace(part, output=Path(f"whole-{part.file}")), prompts) for part, prompts in requests])
+    fake.calls.clear()
+    fake.fails_after = 20
+    with pytest.raises(Interrupted, match=r"partial result is in '\.'"):
+        run_profiles_together(requests)
+    kept = [ENGINE_PROFILE_FILE.read(f"{name}.partial.json").record for name in ("a", "b")]
+    assert [sum(len(run.calls) for run in profile.runs) for profile in kept] == [14, 2]
+    fake.fails_after = None
+    assert run_profiles_together(requests) == whole
+
+
+def test_in_groups_no_profile_decodes_plainly_beside_nothing_of_its_own(
+    fake: type[FakeSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile_engine, "free_device_bytes", lambda device: 2 * GIB)
+    _, second = run_profiles_together(two_requests(repeats=1, engine="vllm"))
+    assert [len(run.calls) for run in second.runs] == [2, 2]
+
+
+def test_requests_for_other_models_are_not_measured_together(fake: type[FakeSession]) -> None:
+    (first, prompts), (second, others) = two_requests()
+    with pytest.raises(ValueError, match="differ in threads"):
+        run_profiles_together([(first, prompts), (replace(second, threads=2), others)])
 
 
 def test_processes_that_do_not_fit_together_run_in_groups_each_with_plain_decoding(
@@ -197,6 +268,8 @@ def test_converted_files_are_reused_by_later_profiles(fake: type[FakeSession], c
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_starts(fake: type[FakeSession]) -> None:
     with pytest.raises(UserInputError, match=r"prompt '1' has .* expected 1 to"):
         run(small_request(prompts=["long " * 2000]))
+    with pytest.raises(UserInputError, match="--max-new-tokens 512: expected less than the models' context of 512 tokens"):
+        run(small_request(max_new_tokens=512))
     assert not fake.opened
 
 

@@ -199,6 +199,21 @@ def test_an_installed_engine_writes_its_plain_text_with_a_draft(tmp_path: Path, 
 
 
 @pytest.mark.e2e
+def test_a_floor_in_openvino_drafts_more_than_one_token(tmp_path: Path) -> None:
+    if not is_installed("openvino"):
+        pytest.skip("openvino is not in $S2D_ENGINES: s2d-engines install openvino")
+    from s2d.engines.checkpoints import make_checkpoint
+
+    export_exit(FAMILY / "draft", 4, tmp_path / "exit-4")
+    target = make_checkpoint(FAMILY / "target-16", "openvino", "f32", tmp_path / "target")
+    draft = make_checkpoint(tmp_path / "exit-4", "openvino", "f32", tmp_path / "draft")
+    request = request_for("openvino", tmp_path, target=target, draft=draft, draft_tokens=5, floor=0.3)
+    with EngineSession(request) as session:
+        result = session.call(PROMPT, 32)
+    assert (result.num_accepted or 0) > (result.num_rounds or 0)
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "llama.cpp", "transformers", "mlx-lm"])
 def test_an_end_token_is_emitted_and_does_not_end_the_text_but_in_llama_cpp(tmp_path: Path, engine: str) -> None:
     if not is_installed(engine):
