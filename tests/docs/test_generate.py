@@ -1,5 +1,6 @@
 """Generated pages are current, their links hold, and a page that differs is reported."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -97,3 +98,10 @@ def test_the_example_of_the_hardware_page_is_a_device() -> None:
     page = (ROOT / "docs" / "reference" / "hardware.md").read_text(encoding="utf-8")
     example = page.partition("```toml\n")[2].partition("```")[0]
     assert decode_hardware(tomllib.loads(example)).name == "NVIDIA RTX A6000"
+
+
+def test_every_decision_is_in_the_index_once() -> None:
+    page = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    index, _, _ = page.partition("\n## 1. ")
+    listed = sorted(int(number) for number in re.findall(r"\[(\d+) [^\]]*\]\(#", index))
+    assert listed == sorted(int(number) for number in re.findall(r"^## (\d+)\. ", page, re.MULTILINE))
