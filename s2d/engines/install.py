@@ -27,6 +27,7 @@ from s2d.engines.environments import (
     engine_folder,
     find_recipe,
 )
+from s2d.engines.processes.child_process import run_guarded
 from s2d.engines.processes.process_variables import clean_variables
 from s2d.engines.recipes import Recipe, SourceBuild
 
@@ -183,21 +184,16 @@ def _empty(folder: Path) -> None:
 def _run(command: Command, report: Callable[[str], None], *, is_quiet: bool = False) -> str:
     """Run one command, its output on our stderr. Returns its output if it is quiet."""
     report(shlex.join(command))
-    try:
-        done = subprocess.run(
-            command,
-            env=clean_variables(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if is_quiet else _STDERR,
-            stderr=subprocess.PIPE if is_quiet else None,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    except OSError as err:
-        raise UserInputError(f"cannot run {command[0]!r}: {err.strerror}. Install it, then repeat the command.") from err
+    if shutil.which(command[0]) is None:
+        raise UserInputError(f"cannot run {command[0]!r}: there is no such program. Install it, then repeat the command.")
+    done = run_guarded(
+        command,
+        environment=clean_variables(),
+        stdout=subprocess.PIPE if is_quiet else _STDERR,
+        stderr=subprocess.PIPE if is_quiet else None,
+    )
     if done.returncode:
-        ending = "\n".join((done.stderr or "").splitlines()[-_MAX_ERROR_LINES:])
+        ending = "\n".join(done.stderr.splitlines()[-_MAX_ERROR_LINES:])
         error = UserInputError(
             f"the command ended with code {done.returncode}, expected 0: {shlex.join(command)}. Its output above has the "
             "reason. Nothing was installed."
@@ -205,4 +201,4 @@ def _run(command: Command, report: Callable[[str], None], *, is_quiet: bool = Fa
         if ending:
             error.add_note(ending)
         raise error
-    return done.stdout or ""
+    return done.stdout

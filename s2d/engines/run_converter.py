@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from perfmodel.core.errors import UserInputError
 from s2d.engines.environments import engine_python
+from s2d.engines.processes.child_process import run_guarded
 from s2d.engines.processes.process_variables import engine_variables
 
 _MAX_ERROR_LINES = 12
@@ -35,16 +36,7 @@ def run_tool(command: Sequence[str], variables: Mapping[str, str] = os.environ) 
     Raises:
         UserInputError: it failed; a note has the end of its output.
     """
-    done = subprocess.run(
-        command,
-        env=dict(variables),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    done = run_guarded(command, environment=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         error = UserInputError(
             f"the converter ended with code {done.returncode}, expected 0: {shlex.join(command)}. Nothing was written. Its "

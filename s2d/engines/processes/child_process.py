@@ -1,4 +1,4 @@
-"""A child process that never outlives this one, and its log."""
+"""Child processes that never outlive this one: with a log and lines to and from them, or run to their end."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ChildProcess:
         try:
             with translate_write_errors(log), log.open("wb") as file:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(GUARD), str(read_end), *command],
+                    _guarded(command, read_end),
                     stdin=subprocess.PIPE if has_pipes else subprocess.DEVNULL,
                     stdout=subprocess.PIPE if has_pipes else file,
                     stderr=file,
@@ -126,6 +126,48 @@ class ChildProcess:
             if stream is not None:
                 with contextlib.suppress(OSError):  # a line that the ended process never read
                     stream.close()
+
+
+def run_guarded(
+    command: Sequence[str], *, environment: Mapping[str, str], stdout: int | None, stderr: int | None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end. It ends early, with all processes it started, if this process ends or is interrupted.
+
+    Args:
+        command: the program and its arguments.
+        environment: all of its environment variables.
+        stdout: where its output goes, as `subprocess` takes it.
+        stderr: the same of its errors.
+    """
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as guard_pipe:
+        try:
+            process = subprocess.Popen(
+                _guarded(command, read_end),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env=dict(environment),
+                pass_fds=(read_end,),
+                start_new_session=True,  # Ctrl-C in a terminal reaches this process alone
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+        finally:
+            os.close(read_end)
+        try:
+            output, errors = process.communicate()
+        except BaseException:
+            guard_pipe.close()
+            process.communicate()  # until none of its processes is left
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output or "", errors or "")
+
+
+def _guarded(command: Sequence[str], read_end: int) -> list[str]:
+    """A command below the guard, which watches the other end of a pipe."""
+    return [sys.executable, "-I", "-S", str(GUARD), str(read_end), *command]
 
 
 def _is_readable(descriptor: int, timeout_s: Seconds) -> bool:

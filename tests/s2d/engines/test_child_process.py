@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perfmodel.core.errors import EngineFailure
-from s2d.engines.processes.child_process import ChildProcess
+from s2d.engines.processes.child_process import ChildProcess, run_guarded
 
 pytestmark = pytest.mark.e2e
 
@@ -84,6 +84,33 @@ def test_what_an_ended_command_left_running_is_ended(tmp_path: Path) -> None:
     grandchild = int(child.read_line(30))
     assert wait_until_ended([grandchild]) == []
     child.stop()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_a_command_that_is_run_to_its_end_ends_with_an_interruption_or_the_parent(tmp_path: Path, how: signal.Signals) -> None:
+    script = WITH_GRANDCHILD.replace("print(", "print(__import__('os').getpid(), ")
+    run = (
+        "import os, sys; from s2d.engines.processes.child_process import run_guarded; "
+        f"run_guarded([sys.executable, '-c', {script!r}], environment=dict(os.environ), stdout=None, stderr=None)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", run], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    assert parent.stdout is not None
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    assert not any(map(has_ended, pids))
+    parent.send_signal(how)
+    parent.wait(timeout=20)
+    parent.stdout.close()
+    assert wait_until_ended(pids) == []
+
+
+def test_the_output_of_a_command_that_is_run_to_its_end_is_returned() -> None:
+    command = [sys.executable, "-c", r"import os, sys; os.write(1, b'a\xff'); os.write(2, b'b'); sys.exit(3)"]
+    done = run_guarded(command, environment=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "a\ufffd", "b")
 
 
 def test_lines_are_answered(tmp_path: Path) -> None:
