@@ -22,6 +22,9 @@ NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _QUOTED_ERRNO = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """An error of the operating system as quoted by Rust libraries (safetensors, tokenizers) and by `shutil`."""
 
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+"""numpy's whole report of a full disk."""
+
 
 def as_paths(paths: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
     """One path or several as a tuple."""
@@ -202,6 +205,8 @@ def find_os_error(err: BaseException) -> OSError | None:
     """
     if isinstance(err, S2DError) or (isinstance(err, OSError) and err.errno is not None):
         return err if isinstance(err, OSError) else None
+    if isinstance(err, OSError) and _SHORT_WRITE.fullmatch(str(err)):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     quoted = _QUOTED_ERRNO.search(str(err))
     if quoted:
         number = int(quoted[1] or quoted[2])

@@ -38,9 +38,10 @@ def test_after_an_error_no_folder_appears(tmp_path: Path, error: BaseException) 
         OSError(errno.ENOSPC, "No space left on device", "part"),
         Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
         shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]),
+        OSError("40960 requested and 13744 written"),
         OutOfSpace("part"),
     ],
-    ids=["os", "rust", "shutil", "ours"],
+    ids=["os", "rust", "shutil", "numpy", "ours"],
 )
 def test_a_full_disk_is_reported_for_the_folder_and_not_for_a_file_in_it(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(OutOfSpace, match=r"no space left to write .*made"), atomic_folder(tmp_path / "made"):
