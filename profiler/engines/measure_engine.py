@@ -92,7 +92,7 @@ class EngineMeasurement:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
-        self._request, self._models = parts[0].request, parts[0].models
+        self._request = parts[0].request
         arms = tuple(dict.fromkeys(arm for part in parts for arm in part.arms))
         self._models_of = {arm: part.models for part in parts for arm in part.arms}
         self._processes = processes_of(arms, self._request.row.name, self._request.interface)
@@ -202,12 +202,12 @@ class EngineMeasurement:
             draft=draft,
             weights=request.stored_weights,
             num_threads=request.threads,
-            context_tokens=self._models.context_tokens,
+            context_tokens=max(part.models.context_tokens for part in self._parts),
             draft_tokens=max(member.draft_tokens for member in process),
             floor=None if can_change_length(request.row.name, request.interface) else arm.floor,
             log=log_folder(request) / f"{request.row.name}-{name}.log",
             interface=request.interface,
-            cache_gib=self._models.cache_gib,
+            cache_gib=max(part.models.cache_gib for part in self._parts),
         )
 
     def _bytes(self, processes: Sequence[Process]) -> Bytes:

@@ -36,6 +36,7 @@ class FakeSession:
     def call(
         self, prompt: Sequence[int], max_new_tokens: int, draft_tokens: int | None = None, floor: float | None = None
     ) -> CallResult:
+        assert len(prompt) + max_new_tokens + (draft_tokens or 0) <= self.request.context_tokens
         cls = type(self)
         if cls.fails_after is not None and len(cls.calls) >= cls.fails_after:
             raise KeyboardInterrupt

@@ -150,6 +150,13 @@ def test_profiles_measured_together_continue_after_an_interruption(fake: type[Fa
     assert run_profiles_together(requests) == whole
 
 
+def test_sessions_have_room_for_the_longest_prompt_of_all_profiles_measured_together(fake: type[FakeSession]) -> None:
+    (first, _), (second, _) = two_requests(repeats=1)
+    for numbers in ((8, 80), (80, 8)):
+        texts = [Prompt(name=str(number), category="words", text="word " * number) for number in numbers]
+        run_profiles_together([(first, texts[:1]), (second, texts[1:])])
+
+
 def test_in_groups_no_profile_decodes_plainly_beside_nothing_of_its_own(
     fake: type[FakeSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
