@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from calibrate.engine_metrics.fields import MAX_COUNT
 from perfmodel.core.errors import BadFile, UserInputError, quoted
+from perfmodel.engines.prometheus_text import BadSample, Sample, read_samples
 
-_LABELS = r'(?:[^"}]|"(?:[^"\\]|\\.)*")*'
-"""Between braces: everything up to a brace outside of quotation marks."""
-_SAMPLE = re.compile(rf"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{{({_LABELS})\}})?\s+(\S+)(?:\s+-?[0-9.]+)?(?:\s+#\s.*)?")
-"""Name, labels, value; perhaps a time, and in OpenMetrics an exemplar after `#`."""
-_LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"\s*(?:,|$)')
-_ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
 _FIX = "Save the whole answer of /metrics: curl -s http://127.0.0.1:PORT/metrics > metrics.txt"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One line: a name, its labels and its value."""
-
-    name: str
-    labels: tuple[tuple[str, str], ...]
-    value: float
-
-    def label(self, name: str) -> str | None:
-        """The value of a label; None if the sample does not have it."""
-        return dict(self.labels).get(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,35 +120,7 @@ def parse_snapshot(path: Path, text: str) -> Snapshot:
     Raises:
         BadFile: a line is not a sample.
     """
-    return Snapshot(path=path, samples=tuple(_samples(path, text.split("\n"))))
-
-
-def _samples(path: Path, lines: Iterable[str]) -> Iterable[Sample]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = _SAMPLE.fullmatch(line.strip())
-        value = None if match is None else _value(match[3])
-        labels = None if match is None else _labels(match[2] or "")
-        if match is None or value is None or labels is None:
-            raise BadFile(path, f"line {number} is not a Prometheus sample: {quoted(line)}", _FIX)
-        yield Sample(match[1], labels, value)
-
-
-def _value(text: str) -> float | None:
     try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _labels(text: str) -> tuple[tuple[str, str], ...] | None:
-    """The labels between braces; None if they are not labels."""
-    labels, position = [], 0
-    while position < len(text):
-        match = _LABEL.match(text, position)
-        if match is None:
-            return None
-        labels.append((match[1], re.sub(r"\\.", lambda escape: _ESCAPES.get(escape[0], escape[0]), match[2])))
-        position = match.end()
-    return tuple(labels)
+        return Snapshot(path=path, samples=tuple(read_samples(text)))
+    except BadSample as err:
+        raise BadFile(path, f"line {err.number} is not a Prometheus sample: {quoted(err.line)}", _FIX) from err

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfmodel.core.units import Seconds
+from perfmodel.engines.prometheus_text import BadSample, read_samples
 from s2d.engines.session_request import CALL_TIMEOUT_S
 
 HOST = "127.0.0.1"
@@ -97,14 +98,14 @@ class LoopbackClient:
         """The Prometheus metrics at /metrics, each summed over its labels.
 
         Raises:
-            BadAnswer: there are none.
+            BadAnswer: there are none, or they are no Prometheus text.
         """
         sums: dict[str, float] = {}
-        for line in self.get("/metrics").splitlines():
-            if line and not line.startswith("#"):
-                name, _, value = line.rpartition(" ")
-                name = name.partition("{")[0]
-                sums[name] = sums.get(name, 0.0) + float(value)
+        try:
+            for sample in read_samples(self.get("/metrics")):
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        except BadSample as err:
+            raise BadAnswer(f"GET /metrics: {err}") from err
         return sums
 
     def _read(self, method: str, path: str, body: Mapping[str, object] | None, timeout_s: Seconds) -> str:
