@@ -6,6 +6,7 @@ cold weights, verifications by their rows, and a round by its overhead.
 """
 
 import math
+from typing import ClassVar
 
 from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.units import Frac, Seconds, Tokens
@@ -27,10 +28,12 @@ of four measured engines hold at a length that was left out of the profile, with
 class _EngineLatency:
     """What both models of a pair share: the fit, the evidence level and the error."""
 
-    __slots__ = ("_share", "fit", "is_beyond", "speedup_error_frac")
+    __slots__ = ("fit", "is_beyond", "speedup_error_frac")
+    _error_share: ClassVar[float] = 1.0
+    """The model's part of a speedup's error."""
 
-    def __init__(self, fit: EngineFit, *, doublings: float, is_beyond: bool, share: float) -> None:
-        self.fit, self._share, self.is_beyond = fit, share, is_beyond
+    def __init__(self, fit: EngineFit, *, doublings: float = 0.0, is_beyond: bool = False) -> None:
+        self.fit, self.is_beyond = fit, is_beyond
         grown_frac = fit.error_frac + DISTANCE_ERROR_FRAC * doublings
         self.speedup_error_frac: Frac = max(fit.error_frac, min(grown_frac, WIDEST_ERROR_FRAC))
         """One standard deviation of the relative error of a speedup."""
@@ -43,7 +46,7 @@ class _EngineLatency:
     @property
     def error_frac(self) -> Frac:
         """One standard deviation of the model's part of a speedup's error."""
-        return self._share * self.speedup_error_frac
+        return self._error_share * self.speedup_error_frac
 
     @property
     def host_error_frac(self) -> Frac:
@@ -61,9 +64,6 @@ class EngineDraftLatency(_EngineLatency):
     """
 
     __slots__ = ()
-
-    def __init__(self, fit: EngineFit, *, doublings: float = 0.0, is_beyond: bool = False) -> None:
-        super().__init__(fit, doublings=doublings, is_beyond=is_beyond, share=1.0)
 
     def line(self, kind: PassKind, stage: int, rows: int) -> Line:
         """Seconds of one pass, for any number of cached tokens.
@@ -102,9 +102,7 @@ class EngineTargetLatency(_EngineLatency):
     """
 
     __slots__ = ()
-
-    def __init__(self, fit: EngineFit, *, doublings: float = 0.0, is_beyond: bool = False) -> None:
-        super().__init__(fit, doublings=doublings, is_beyond=is_beyond, share=TARGET_ERROR_SHARE)
+    _error_share = TARGET_ERROR_SHARE
 
     def line(self, kind: PassKind, stage: int, rows: int) -> Line:
         """Seconds of one pass, for any number of cached tokens.
