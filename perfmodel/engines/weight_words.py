@@ -12,6 +12,7 @@ _FLOATS: dict[str, Dtype] = {
     "f16": "fp16",
     "float16": "fp16",
 }
+_TORCH_NAMES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def find_dtype(word: str) -> Dtype | None:
@@ -32,6 +33,12 @@ def weights_dtype(word: str) -> Dtype:
             "s2d-profile engine --weights."
         )
     return dtype
+
+
+def torch_dtype_name(word: str) -> str | None:
+    """PyTorch's name of an engine's word for plain weights: `bfloat16` for `bf16`; None for quantised weights."""
+    dtype = find_dtype(word)
+    return None if dtype is None else _TORCH_NAMES.get(dtype)
 
 
 def _known() -> dict[str, Dtype]:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
+from perfmodel.engines.weight_words import torch_dtype_name
 from s2d.engines.environments import engine_program, engine_python, find_program
 from s2d.engines.processes.loopback_client import HOST, BadAnswer, LoopbackClient
 from s2d.engines.session_request import LLAMA_SERVER_VARIABLE, CallResult, Json, SessionRequest
 
-_DTYPES = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
 _LLAMA_BATCH: Tokens = 2048
 """Tokens of a prompt that llama.cpp reads in one call of `llama_decode`, its default."""
 _LLAMA_GPU = "CUDA0"
@@ -186,7 +186,7 @@ class VllmServer(Server):
         """The server without a prefix cache."""
         request = self.request
         words = [*self.program(), "--model", str(request.target), "--host", HOST, "--port", str(self.port)]
-        words += ["--dtype", _DTYPES.get(request.weights, "auto"), "--max-model-len", str(request.context_tokens)]
+        words += ["--dtype", torch_dtype_name(request.weights) or "auto", "--max-model-len", str(request.context_tokens)]
         words += ["--max-num-seqs", "1", "--no-enable-prefix-caching", "--seed", "0"]
         if request.draft is not None:
             draft = {"method": "draft_model", "model": str(request.draft), "num_speculative_tokens": request.draft_tokens}
@@ -234,7 +234,7 @@ class SglangServer(Server):
         """The server without a prefix cache."""
         request = self.request
         words = [*self.program(), "--model-path", str(request.target)]
-        words += ["--host", HOST, "--port", str(self.port), "--dtype", _DTYPES.get(request.weights, "auto")]
+        words += ["--host", HOST, "--port", str(self.port), "--dtype", torch_dtype_name(request.weights) or "auto"]
         words += ["--context-length", str(request.context_tokens), "--max-running-requests", "1", "--disable-radix-cache"]
         words += ["--incremental-streaming-output", "--random-seed", "0"]
         words += [] if request.num_threads is None else ["--device", "cpu"]

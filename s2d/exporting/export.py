@@ -1,5 +1,6 @@
 """Write everything that is needed to serve a plan in its engine: checkpoints, commands, a smoke test and a README."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +9,10 @@ from perfmodel.core.blocks import Block, Command, Facts, Paragraph, Printable, T
 from perfmodel.core.disk import PathLike, check_new_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.provenance import make_provenance
+from perfmodel.core.units import GIB, Tokens
 from perfmodel.engines.check_constraints import known_bad_with
 from perfmodel.engines.engine import Engine
+from perfmodel.passes.flops_bytes import kv_cache_bytes
 from perfmodel.results.plan import PLAN_FILE, Plan
 from s2d.engines.worker_driver import find_worker
 from s2d.exporting.check_export import check_export, plan_facts, planned_engine, planned_weights
@@ -21,6 +24,7 @@ from s2d.exporting.readme import Readme, readme_text
 from s2d.exporting.served_policy import served_policy
 from s2d.exporting.serving import EngineFiles, Serving
 from s2d.exporting.smoke_prompts import PromptRequest, expectation
+from s2d.exporting.smoke_test import SERVERS
 from s2d.exporting.write_export import ExportContents, write_export
 from s2d.prompt_files.read_as import ReadAs
 from s2d.prompts.conversation import Prompt
@@ -148,7 +152,7 @@ def make_export(request: ExportRequest) -> Export:
     files = ENGINE_FILES[engine.name](serving)
     known_bad = known_bad_with(engine, plan_facts(plan, models, weights))
     warnings = tuple(f"{known.when}: {known.effect}. {known.instead}" for known in known_bad)
-    has_smoke_test = not engine.runs_exits
+    has_smoke_test = can_be_tested(engine)
     readme = Readme(
         serving=serving,
         plan=plan,
@@ -178,6 +182,11 @@ def make_export(request: ExportRequest) -> Export:
         warnings=warnings,
         next_command=readme.check_command(str(request.folder)),
     )
+
+
+def can_be_tested(engine: Engine) -> bool:
+    """Whether a smoke test can read an engine's rounds: through its Python API, or with its server's answers."""
+    return not engine.runs_exits and (find_worker(engine.name) is not None or engine.name in SERVERS)
 
 
 def _serving(request: ExportRequest, plan: Plan, engine: Engine, models: ExportedModels, weights: str) -> Serving:
@@ -212,7 +221,14 @@ def _serving(request: ExportRequest, plan: Plan, engine: Engine, models: Exporte
         text_tokens=plan.workload.prompt_tokens + plan.workload.output_tokens,
         max_batch=_max_batch(plan, engine),
         num_threads=plan.device.num_threads,
+        kv_cache_gib=_kv_cache_gib(plan, context_tokens=min(contexts), batch=_max_batch(plan, engine)),
     )
+
+
+def _kv_cache_gib(plan: Plan, *, context_tokens: Tokens, batch: int) -> int:
+    """KV caches of both models at a context and a batch, rounded up."""
+    models = ((plan.target, plan.target_weights), (plan.draft.model, plan.draft_weights))
+    return math.ceil(batch * sum(kv_cache_bytes(model, weights, context_tokens) for model, weights in models) / GIB)
 
 
 def _plan_text(plan: PathLike | Plan) -> str:

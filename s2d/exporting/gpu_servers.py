@@ -1,22 +1,22 @@
 """Commands and configurations of vLLM, SGLang and TensorRT-LLM, which load Hugging Face folders."""
 
+from perfmodel.engines.weight_words import torch_dtype_name
 from s2d.exporting.serving import (
-    PORT_VARIABLE,
     TARGET_VARIABLE,
     EngineFiles,
     Serving,
     TextFile,
+    address_words,
     command_lines,
     compact_json,
+    plain_file,
     quote_words,
     rounded_rates,
     script,
+    serving_file,
 )
 
-LOOPBACK = "127.0.0.1"
 VLLM_PORT, SGLANG_PORT, TENSORRT_LLM_PORT = 8000, 30000, 8000
-TORCH_DTYPES = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
-"""Names of vLLM, SGLang and transformers for plain weights. Other words are methods of quantisation."""
 
 
 def vllm_files(serving: Serving) -> EngineFiles:
@@ -24,13 +24,8 @@ def vllm_files(serving: Serving) -> EngineFiles:
     config = _vllm_config(serving, serving.policy.draft_tokens)
     synthetic = config | {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rounded_rates(serving)}
     files = [
-        TextFile(
-            name="serve.sh",
-            text=_vllm_script(serving, "Serve the plan with vLLM.", config),
-            purpose="serves the plan on port 8000, or $PORT",
-            is_command=True,
-        ),
-        _plain(_vllm_script(serving, "Serve the target alone with vLLM, to compare or to go back.", None)),
+        serving_file(_vllm_script(serving, "Serve the plan with vLLM.", config), VLLM_PORT),
+        plain_file(_vllm_script(serving, "Serve the target alone with vLLM, to compare.", None)),
         TextFile(
             name="serve-synthetic.sh",
             text=_vllm_script(serving, "Accept drafted tokens at the planned rates, for load tests. Text is wrong.", synthetic),
@@ -72,18 +67,19 @@ def _vllm_config(serving: Serving, draft_tokens: int) -> dict[str, object]:
 
 
 def _vllm_script(serving: Serving, purpose: str, config: dict[str, object] | None) -> str:
-    dtype = TORCH_DTYPES.get(serving.weights, serving.weights)
-    weights = ("--dtype", dtype) if dtype in TORCH_DTYPES.values() else ("--quantization", dtype)
+    weights = _weight_words(serving.weights)
     words = [
         f"${{VLLM_SERVE:-vllm serve}} {TARGET_VARIABLE}",
-        *quote_words("--host", LOOPBACK, "--port"),
-        PORT_VARIABLE,
+        *address_words(),
         *quote_words(*weights, "--max-model-len", serving.context_tokens),
         *quote_words("--tensor-parallel-size", serving.num_devices),
     ]
     if config is not None:
         words += quote_words("--per-request-spec-decode-metrics", "detailed", "--speculative-config", compact_json(config))
-    return script(serving, purpose, [f"exec {command_lines(words)}"], port=VLLM_PORT)
+    # On a CPU, vLLM takes most of the memory for its KV cache unless it is told a size in GiB.
+    cache = f"export VLLM_CPU_KVCACHE_SPACE=${{VLLM_CPU_KVCACHE_SPACE:-{serving.kv_cache_gib}}}"
+    before = [] if serving.num_threads is None else [cache]
+    return script(serving, purpose, [*before, f"exec {command_lines(words)}"], port=VLLM_PORT)
 
 
 def sglang_files(serving: Serving) -> EngineFiles:
@@ -94,13 +90,8 @@ def sglang_files(serving: Serving) -> EngineFiles:
         "export SGLANG_SIMULATE_ACC_METHOD=match-expected SGLANG_SIMULATE_ACC_TOKEN_MODE=real-draft-token",
     ]
     files = (
-        TextFile(
-            name="serve.sh",
-            text=_sglang_script(serving, "Serve the plan with SGLang.", is_plain=False),
-            purpose="serves the plan on port 30000, or $PORT",
-            is_command=True,
-        ),
-        _plain(_sglang_script(serving, "Serve the target alone with SGLang, to compare or to go back.", is_plain=True)),
+        serving_file(_sglang_script(serving, "Serve the plan with SGLang.", is_plain=False), SGLANG_PORT),
+        plain_file(_sglang_script(serving, "Serve the target alone with SGLang, to compare.", is_plain=True)),
         TextFile(
             name="serve-synthetic.sh",
             text=_sglang_script(
@@ -119,13 +110,11 @@ def sglang_files(serving: Serving) -> EngineFiles:
 
 
 def _sglang_script(serving: Serving, purpose: str, *, is_plain: bool, before: list[str] | None = None) -> str:
-    dtype = TORCH_DTYPES.get(serving.weights, serving.weights)
-    weights = ("--dtype", dtype) if dtype in TORCH_DTYPES.values() else ("--quantization", dtype)
+    weights = _weight_words(serving.weights)
     words = [
         "python3 -m sglang.launch_server",
         f"--model-path {TARGET_VARIABLE}",
-        *quote_words("--host", LOOPBACK, "--port"),
-        PORT_VARIABLE,
+        *address_words(),
         *quote_words(*weights, "--context-length", serving.context_tokens, "--tp-size", serving.num_devices),
     ]
     if not is_plain:
@@ -149,14 +138,11 @@ def tensorrt_llm_files(serving: Serving) -> EngineFiles:
         )
     )
     files = (
-        TextFile(
-            name="serve.sh",
-            text=_trtllm_script(serving, "Serve the plan with TensorRT-LLM.", ["--config", "config.yaml"]),
-            purpose="serves the plan on port 8000, or $PORT",
-            is_command=True,
+        serving_file(
+            _trtllm_script(serving, "Serve the plan with TensorRT-LLM.", ["--config", "config.yaml"]), TENSORRT_LLM_PORT
         ),
         TextFile(name="config.yaml", text=f"{config}\n", purpose="draft and draft length, read by serve.sh"),
-        _plain(_trtllm_script(serving, "Serve the target alone with TensorRT-LLM, to compare or to go back.", [])),
+        plain_file(_trtllm_script(serving, "Serve the target alone with TensorRT-LLM, to compare.", [])),
     )
     notes = (
         "The path of the draft in config.yaml is relative to this folder, which serve.sh enters first.",
@@ -168,13 +154,14 @@ def tensorrt_llm_files(serving: Serving) -> EngineFiles:
 def _trtllm_script(serving: Serving, purpose: str, config: list[str]) -> str:
     words = [
         f"trtllm-serve {TARGET_VARIABLE}",
-        *quote_words("--host", LOOPBACK, "--port"),
-        PORT_VARIABLE,
+        *address_words(),
         *quote_words("--tp_size", serving.num_devices, "--max_seq_len", serving.context_tokens),
         *quote_words("--max_batch_size", serving.max_batch, *config),
     ]
     return script(serving, purpose, [f"exec {command_lines(words)}"], port=TENSORRT_LLM_PORT)
 
 
-def _plain(text: str) -> TextFile:
-    return TextFile(name="serve-plain.sh", text=text, purpose="serves the target without a draft", is_command=True)
+def _weight_words(weights: str) -> tuple[str, str]:
+    """The option for plain weights, or for a method of quantisation."""
+    dtype = torch_dtype_name(weights)
+    return ("--quantization", weights) if dtype is None else ("--dtype", dtype)

@@ -1,17 +1,18 @@
 """Commands of llama.cpp and MLX-LM."""
 
 from perfmodel.core.units import Tokens
-from s2d.exporting.gpu_servers import LOOPBACK
 from s2d.exporting.serving import (
-    PORT_VARIABLE,
     TARGET_VARIABLE,
     EngineFiles,
     Serving,
     TextFile,
+    address_words,
     command_lines,
+    plain_file,
     quote_words,
     rounded_rates,
     script,
+    serving_file,
 )
 
 LLAMA_CPP_PORT, MLX_PORT = 8080, 8080
@@ -30,18 +31,8 @@ def llama_cpp_files(serving: Serving) -> EngineFiles:
     ]
     synthetic = [*draft, *quote_words("--spec-synth-rates", ",".join(f"{rate:g}" for rate in rounded_rates(serving)))]
     files = (
-        TextFile(
-            name="serve.sh",
-            text=_llama_server(serving, "Serve the plan with llama.cpp.", draft),
-            purpose="serves the plan on port 8080, or $PORT",
-            is_command=True,
-        ),
-        TextFile(
-            name="serve-plain.sh",
-            text=_llama_server(serving, "Serve the target alone with llama.cpp, to compare or to go back.", []),
-            purpose="serves the target without a draft",
-            is_command=True,
-        ),
+        serving_file(_llama_server(serving, "Serve the plan with llama.cpp.", draft), LLAMA_CPP_PORT),
+        plain_file(_llama_server(serving, "Serve the target alone with llama.cpp, to compare.", [])),
         TextFile(
             name="serve-synthetic.sh",
             text=_llama_server(serving, "Accept drafted tokens at the planned rates, for load tests.", synthetic),
@@ -68,8 +59,7 @@ def llama_cpp_files(serving: Serving) -> EngineFiles:
 def _llama_server(serving: Serving, purpose: str, draft: list[str]) -> str:
     words = [
         f'"${{LLAMA_SERVER:-llama-server}}" --model {TARGET_VARIABLE}',
-        *quote_words("--host", LOOPBACK, "--port"),
-        PORT_VARIABLE,
+        *address_words(),
         *_llama_limits(serving),
         *quote_words("--parallel", 1, "--metrics"),
         *draft,
@@ -96,18 +86,8 @@ def mlx_lm_files(serving: Serving) -> EngineFiles:
     """`mlx_lm.server` and `mlx_lm.generate` with a draft."""
     draft = quote_words("--draft-model", serving.draft, "--num-draft-tokens", serving.policy.draft_tokens)
     files = (
-        TextFile(
-            name="serve.sh",
-            text=_mlx_server(serving, "Serve the plan with MLX-LM.", draft),
-            purpose="serves the plan on port 8080, or $PORT",
-            is_command=True,
-        ),
-        TextFile(
-            name="serve-plain.sh",
-            text=_mlx_server(serving, "Serve the target alone with MLX-LM, to compare or to go back.", []),
-            purpose="serves the target without a draft",
-            is_command=True,
-        ),
+        serving_file(_mlx_server(serving, "Serve the plan with MLX-LM.", draft), MLX_PORT),
+        plain_file(_mlx_server(serving, "Serve the target alone with MLX-LM, to compare.", [])),
         TextFile(
             name="generate.sh",
             text=script(
@@ -124,5 +104,5 @@ def mlx_lm_files(serving: Serving) -> EngineFiles:
 
 
 def _mlx_server(serving: Serving, purpose: str, draft: list[str]) -> str:
-    words = [f"mlx_lm.server --model {TARGET_VARIABLE}", *quote_words("--host", LOOPBACK, "--port"), PORT_VARIABLE, *draft]
+    words = [f"mlx_lm.server --model {TARGET_VARIABLE}", *address_words(), *draft]
     return script(serving, purpose, [f"exec {command_lines(words)}"], port=MLX_PORT)

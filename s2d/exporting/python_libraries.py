@@ -2,7 +2,7 @@
 
 import textwrap
 
-from s2d.exporting.gpu_servers import TORCH_DTYPES
+from perfmodel.engines.weight_words import torch_dtype_name
 from s2d.exporting.serving import TARGET_VARIABLE, EngineFiles, Serving, TextFile, command_lines, quote_words, script
 
 OPENVINO_CACHE_GB = 4
@@ -102,7 +102,7 @@ if not args.plain:
 
 def transformers_files(serving: Serving) -> EngineFiles:
     """A Python script with assisted generation. The settings are in the draft's generation_config.json."""
-    dtype = TORCH_DTYPES.get(serving.weights, serving.weights)
+    dtype = torch_dtype_name(serving.weights) or serving.weights
     threads = "" if serving.num_threads is None else f"torch.set_num_threads({serving.num_threads})\n"
     body = f"""\
 import argparse

@@ -8,7 +8,6 @@ from perfmodel.core.units import format_frac
 from perfmodel.results.plan import Plan
 from s2d.exporting.serving import EngineFiles, Serving
 from s2d.exporting.smoke_prompts import Expectation
-from s2d.exporting.smoke_test import SERVERS
 
 _FENCE = "```"
 
@@ -30,12 +29,11 @@ class Readme:
     @property
     def check_steps(self) -> tuple[str, ...]:
         """Commands that check the export, run in its folder."""
-        engine = self.serving.engine
-        if not self.has_smoke_test:
+        if self.serving.engine.runs_exits:
             return ("./run.sh --check",)
-        if self.has_own_python:
-            return ("PYTHON smoke_test.py",)
-        return ("python3 smoke_test.py --start-server",) if engine.name in SERVERS else ()
+        if not self.has_smoke_test:
+            return ()
+        return ("PYTHON smoke_test.py",) if self.has_own_python else ("python3 smoke_test.py --start-server",)
 
     @property
     def has_own_python(self) -> bool:
@@ -45,13 +43,13 @@ class Readme:
     def check_command(self, folder: str) -> str:
         """The first command after the export, run where the folder was made."""
         name = self.serving.engine.name
-        if not self.has_smoke_test:
+        if self.serving.engine.runs_exits:
             return shlex.join([f"{folder}/run.sh", "--check"])
+        if not self.has_smoke_test:
+            return shlex.join([f"{folder}/serve.sh"])
         if self.has_own_python:
             return f"{_python(name)} {shlex.quote(f'{folder}/smoke_test.py')}"
-        if name in SERVERS:
-            return shlex.join(["python3", f"{folder}/smoke_test.py", "--start-server"])
-        return shlex.join([f"{folder}/serve.sh"])
+        return shlex.join(["python3", f"{folder}/smoke_test.py", "--start-server"])
 
 
 def readme_text(readme: Readme) -> str:
@@ -127,10 +125,15 @@ def _elsewhere(serving: Serving) -> str:
 
 
 def _check(readme: Readme) -> str:
-    if not readme.has_smoke_test:
+    if readme.serving.engine.runs_exits:
         return f"## Check\n\n{_code(*readme.check_steps)}\n\nCompares text, acceptance and speed with plain decoding."
+    if not readme.has_smoke_test:
+        return (
+            "## Check\n\nThe server's answers do not report rounds, so there is no smoke test. Compare the metrics of its "
+            "own benchmark with the plan, as below."
+        )
     expected = readme.expected
-    steps = _code(*readme.check_steps) if readme.check_steps else "This engine reports no acceptance that the test could read."
+    steps = _code(*readme.check_steps)
     python = (
         f"\n\nPYTHON is the interpreter that has the engine, such as `{_python(readme.serving.engine.name)}`."
         if readme.has_own_python
@@ -159,8 +162,8 @@ def _back(readme: Readme) -> str:
     compare = _code("s2d-compare --plan plan.json --engine-metrics FILE")
     without = f"Without the draft: {plain}." if plain != "`policy: null`" else "Without the draft: s2d-run compares with it."
     return (
-        f"## Compare and go back\n\n{compare}\n\nFILE is what the engine reported while it served. The command splits an error "
-        f"into acceptance and seconds. {without}"
+        f"## Compare with the plan\n\n{compare}\n\nFILE is what the engine reported while it served. The command splits an "
+        f"error into acceptance and seconds. {without}"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from perfmodel.core.units import Tokens
 from perfmodel.engines.engine import Engine
+from s2d.engines.processes.loopback_client import HOST
 from s2d.exporting.served_policy import ServedPolicy
 
 TARGET_VARIABLE = '"$TARGET"'
@@ -41,6 +42,8 @@ class Serving:
     """Sequences decoded together."""
     num_threads: int | None
     """Threads of a CPU; None on a GPU."""
+    kv_cache_gib: int
+    """KV caches of both models for all sequences of the largest batch, each as long as the context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,21 @@ def script(serving: Serving, purpose: str, commands: Sequence[str], *, port: int
     lines += [f'if [ -z "${{TARGET:-}}" ]; then TARGET={shlex.quote(serving.target)}; fi']
     lines += [f"PORT=${{PORT:-{port}}}"] if port is not None else []
     return "\n".join([*lines, *commands]) + "\n"
+
+
+def serving_file(text: str, port: int) -> TextFile:
+    """`serve.sh`, which serves the plan."""
+    return TextFile(name="serve.sh", text=text, purpose=f"serves the plan on port {port}, or $PORT", is_command=True)
+
+
+def plain_file(text: str) -> TextFile:
+    """`serve-plain.sh`, which serves the target alone."""
+    return TextFile(name="serve-plain.sh", text=text, purpose="serves the target without a draft", is_command=True)
+
+
+def address_words() -> list[str]:
+    """Where a server listens: on this machine only, at the script's port."""
+    return [*quote_words("--host", HOST, "--port"), PORT_VARIABLE]
 
 
 def command_lines(words: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ def serving(engine: str, weights: str = "bf16", **changes: object) -> Serving:
         text_tokens=640,
         max_batch=8,
         num_threads=None,
+        kv_cache_gib=5,
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 

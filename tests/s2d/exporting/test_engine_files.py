@@ -77,6 +77,13 @@ def test_vllm_gets_a_schedule_only_if_the_plan_has_one() -> None:
     assert config["num_speculative_tokens"] == 3
 
 
+def test_vllm_takes_memory_for_the_plan_alone_on_a_cpu() -> None:
+    line = "export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-5}\n"
+    for name in ("serve.sh", "serve-plain.sh", "serve-synthetic.sh"):
+        assert line in text_of(serving("vllm", num_threads=4), name)
+        assert line not in text_of(serving("vllm"), name)
+
+
 def test_quantised_weights_are_a_method_in_vllm_and_sglang() -> None:
     assert "--quantization fp8" in text_of(serving("vllm", "fp8"), "serve.sh")
     assert "--speculative-draft-model-quantization unquant" in text_of(serving("sglang", "fp8"), "serve.sh")

@@ -183,6 +183,15 @@ def test_unknown_weights_name_the_known_ones(folders: Path, plan_file: PlanFile)
     assert "decoding_type: DraftTarget" in (out / "config.yaml").read_text()
 
 
+def test_an_engine_whose_answers_have_no_rounds_gets_no_smoke_test(folders: Path, plan_file: PlanFile) -> None:
+    out = exported(planned(plan_file, "tensorrt-llm"), folders, weights="bf16")
+    assert not (out / "smoke_test.py").exists()
+    assert not (out / "prompts.json").exists()
+    readme = (out / "README.md").read_text()
+    assert "do not report rounds, so there is no smoke test" in readme
+    assert "smoke_test.py" not in readme
+
+
 def test_other_models_than_the_plans_are_refused(folders: Path, plan_file: PlanFile) -> None:
     plan = planned(plan_file, "vllm")
     export_exit(folders / "target", 2, folders / "shallow")
