@@ -22,8 +22,8 @@ from perfmodel.core.units import GIB, MIB, Bytes, Frac
 from perfmodel.engines.engine_profile import EngineCall, EngineRun
 from profiler.engines.engine_models import EngineModels, EnginePrompt
 from profiler.engines.engine_request import PLAIN, Arm, EngineProfileRequest, processes_of
-from s2d.engines.session import EngineSession, SessionRequest
-from s2d.engines.session_request import CallResult, EngineFacts, Json, can_change_length
+from s2d.engines.session import EngineSession
+from s2d.engines.session_request import CallResult, EngineFacts, Json, SessionRequest, can_change_length
 
 _PROCESS_BYTES: Mapping[str, Bytes] = {
     "vllm": 9 * GIB // 4,

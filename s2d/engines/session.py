@@ -33,8 +33,6 @@ from s2d.engines.session_request import (
 )
 from s2d.engines.worker_driver import WorkerDriver
 
-__all__ = ["CallResult", "EngineFacts", "EngineSession", "SessionRequest"]
-
 
 class EngineSession:
     """A running engine. Leaving the `with` block ends all of its processes, and so does any end of this process.

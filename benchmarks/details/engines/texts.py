@@ -16,7 +16,8 @@ from perfmodel.engines.engine_profile import EngineRun
 from profiler.engines.engine_models import EngineModels, EnginePrompt, engine_models
 from profiler.engines.engine_request import PLAIN, Arm
 from profiler.engines.measure_engine import log_folder
-from s2d.engines.session import EngineSession, SessionRequest
+from s2d.engines.session import EngineSession
+from s2d.engines.session_request import SessionRequest
 
 Decode = Callable[[Sequence[int], Tokens], tuple[int, ...]]
 """Plain decoding: a prompt and a number of tokens to the tokens."""

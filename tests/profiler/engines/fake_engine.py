@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
-from s2d.engines.session import SessionRequest
-from s2d.engines.session_request import CallResult, EngineFacts
+from s2d.engines.session_request import CallResult, EngineFacts, SessionRequest
 
 
 class FakeSession:

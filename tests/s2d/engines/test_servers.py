@@ -9,8 +9,8 @@ import pytest
 
 from perfmodel.core.errors import EngineFailure, UserInputError
 from s2d.engines.servers import SERVERS, Server
-from s2d.engines.session import EngineSession, SessionRequest
-from s2d.engines.session_request import LLAMA_SERVER_VARIABLE
+from s2d.engines.session import EngineSession
+from s2d.engines.session_request import LLAMA_SERVER_VARIABLE, SessionRequest
 from tests.s2d.engines.test_child_process import has_ended
 
 FAKE = Path(__file__).with_name("fake_server.py")

@@ -14,8 +14,8 @@ from perfmodel.core.errors import EngineFailure, UnknownName, UserInputError
 from perfmodel.engines.known_engines import ENGINES
 from s2d.engines.environments import is_installed
 from s2d.engines.servers import SERVERS
-from s2d.engines.session import EngineSession, SessionRequest, check_installed
-from s2d.engines.session_request import API_ENGINES, SERVER_ENGINES, can_change_length
+from s2d.engines.session import EngineSession, check_installed
+from s2d.engines.session_request import API_ENGINES, SERVER_ENGINES, SessionRequest, can_change_length
 from s2d.engines.worker_driver import WORKERS, find_worker
 from s2d.loading.load_model import export_exit, load_tokenizer
 from tests.s2d.engines.test_child_process import has_ended
