@@ -167,7 +167,7 @@ def _seconds(fields: Fields, name: str, key: str) -> Seconds | None:
 
 
 def _histogram(details: Fields, key: str) -> tuple[int, ...]:
-    """Rounds by accepted tokens, whose keys are those numbers, as rounds that accepted at least i + 1."""
+    """Rounds that accepted at least i + 1 tokens, for each i. The file has rounds by the exact number of accepted tokens."""
     histogram = details.child(key)
     if histogram is None:
         return ()

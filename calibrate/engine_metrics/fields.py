@@ -49,7 +49,7 @@ class Fields:
         """The object at the end of some nested keys.
 
         Raises:
-            BadFile: there is none.
+            BadFile: one of the keys is missing.
         """
         node = self.child(*keys)
         if node is None:

@@ -42,7 +42,7 @@ class MetricsFormat:
 
 
 def _reader(read: Callable[[MetricsFile], Metrics]) -> Reader:
-    """The reader of a format whose files hold one run, which needs no policy to choose one."""
+    """A reader that ignores the policy: only an engine profile holds several runs to choose from."""
     return lambda file, policy: read(file)
 
 

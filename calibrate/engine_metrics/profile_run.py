@@ -1,4 +1,4 @@
-"""Metrics of our own: the run of an engine profile that executed a plan's policy, with plain decoding beside it."""
+"""Metrics from an engine profile: the run with the plan's policy, and plain decoding."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def _notes(plan: Plan, report: EngineReport) -> Iterator[str]:
         yield f"{report.concurrency} requests ran at a time, the plan is for a batch of {plan.workload.batch}"
     if report.speedup_value is None:
         missing = "seconds of the run" if report.total.tokens_per_s is None else "plain decoding (--plain-metrics)"
-        yield f"no speedup was measured, for want of {missing}: only the acceptance is compared"
+        yield f"no speedup was measured, because {missing} is missing: only the acceptance is compared"
 
 
 def _same_name(served: str, planned: str) -> bool:

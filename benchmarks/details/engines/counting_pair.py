@@ -63,7 +63,7 @@ TINY_LLAMA = Shape()
 
 
 def counting_evidence(size: EngineSize, folder: Path, shape: Shape = TINY_LLAMA) -> PairEvidence:
-    """The pair, made on the first call and kept in a folder, with prompts whose texts do not overlap."""
+    """The pair, its prompts and their traces. The models are made once and kept in a folder. Texts do not overlap."""
     target, draft = folder / "counting-target", folder / "counting-draft"
     for path, num_layers, steps in ((target, shape.num_layers, None), (draft, EXITS[-1], agreed_steps(shape.vocab_size))):
         if not path.exists():
@@ -142,7 +142,7 @@ def _cuts(tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> Iterator[tuple[
 
 
 def _write_model(path: Path, shape: Shape, num_layers: int, steps: torch.Tensor | None) -> None:
-    """Write a target, or a draft whose embedding leads to token + step."""
+    """Write a target, which counts upwards by 1; or, with steps, a draft that adds its step to each token."""
     family = find_model("ref-target-32")
     with atomic_folder(path) as folder:
         save_file(_weights(shape, num_layers, steps), folder / "model.safetensors", metadata={"format": "pt"})

@@ -76,7 +76,7 @@ def _recorded(target: str, prompts: list[Prompt], max_new_tokens: Tokens, path: 
 
 
 def _of_full_length(prompts: list[Prompt], trace: Trace) -> tuple[tuple[Prompt, ...], Trace]:
-    """The prompts whose text has no end token, and their trace."""
+    """The prompts that the target continues to the full length, without an end token; and their trace."""
     header = trace.header
     kept = [number for number, prompt in enumerate(header.prompts) if prompt.num_positions == header.max_new_tokens]
     by_name = {prompt.name: prompt for prompt in prompts}

@@ -179,7 +179,7 @@ def _is_readable(descriptor: int, timeout_s: Seconds) -> bool:
 
 def _ending(code: int) -> str:
     """How a command ended."""
-    hint = ", as if the system had killed it for want of memory" if code == _KILLED else ""
+    hint = ": the system probably killed it because memory ran out" if code == _KILLED else ""
     return f"it ended with exit code {code}{hint}"
 
 
