@@ -6,8 +6,9 @@ agreed positions, drawn from a fixed seed, is then turned into mistakes of all e
 
 from __future__ import annotations
 
+import math
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
@@ -26,21 +27,30 @@ _NUM_BISECTIONS = 12
 def agreement_kept(profile: EngineProfile, trace: Trace) -> Frac | None:
     """The share of a trace's agreement at which its replay has as many rounds as the engine had.
 
+    Runs count by the inverse variance of their prompts. An engine with quantised weights writes other texts than the trace
+    holds, so that rounds of a prompt differ by a factor of up to two. Shallow exits scatter most, and have most rounds.
+
     Returns:
         1 if the engine has no more rounds than the replay; None if they share no prompt, or the engine reports no counts.
     """
     runs = [run for run in profile.runs if run.draft_tokens and run.floor is None]
     counted = {run: rounds for run in runs if (rounds := _reported_rounds(run))}
-    ratio = _rounds_ratio(counted, profile, trace)
-    if ratio is None:
+    ratios = {run: ratio for run, ratio in _rounds_ratios(counted, profile, trace).items() if ratio is not None}
+    if not ratios:
         return None
-    if ratio <= 1 + TOLERANCE_FRAC:
+    weights = {run: 1 / (ratio.error_frac**2 + TOLERANCE_FRAC**2) for run, ratio in ratios.items()}
+
+    def excess(trace: Trace) -> float:
+        thinned = _rounds_ratios({run: counted[run] for run in ratios}, profile, trace)
+        logs = {run: math.log(ratio.ratio) for run, ratio in thinned.items() if ratio is not None}
+        return math.fsum(weights[run] * log for run, log in logs.items()) / math.fsum(weights[run] for run in logs)
+
+    if excess(trace) <= TOLERANCE_FRAC:
         return 1.0
     low, high = LOWEST_KEPT_FRAC, 1.0
     for _ in range(_NUM_BISECTIONS):
         middle = (low + high) / 2
-        thinned = _rounds_ratio(counted, profile, thin_agreement(trace, middle))
-        if thinned is not None and thinned > 1:
+        if excess(thin_agreement(trace, middle)) > 0:
             high = middle
         else:
             low = middle
@@ -88,11 +98,32 @@ def _reported_rounds(run: EngineRun) -> dict[str, float]:
     return {name: fmean(numbers) for name, numbers in rounds.items()}
 
 
-def _rounds_ratio(counted: dict[EngineRun, dict[str, float]], profile: EngineProfile, trace: Trace) -> float | None:
-    """Rounds in the engine over replayed rounds, of all runs; None if no prompt is in both."""
-    in_engine, in_replay = 0.0, 0
+@dataclass(frozen=True, slots=True)
+class _RoundsRatio:
+    """Rounds in the engine over replayed rounds: the ratio of their totals over prompts, and its relative standard error."""
+
+    ratio: float
+    error_frac: Frac
+
+
+def _rounds_ratios(
+    counted: dict[EngineRun, dict[str, float]], profile: EngineProfile, trace: Trace
+) -> dict[EngineRun, _RoundsRatio | None]:
+    """By run; None if the run and the trace share no prompt."""
+    ratios: dict[EngineRun, _RoundsRatio | None] = {}
     for run, rounds in counted.items():
-        for name, stats in replayed_rounds(run, profile, trace).items():
-            if name in rounds:
-                in_engine, in_replay = in_engine + rounds[name], in_replay + stats.num_rounds
-    return in_engine / in_replay if in_replay else None
+        replayed = replayed_rounds(run, profile, trace)
+        pairs = [(rounds[name], stats.num_rounds) for name, stats in replayed.items() if name in rounds]
+        ratios[run] = _ratio_of_totals(pairs) if pairs else None
+    return ratios
+
+
+def _ratio_of_totals(pairs: list[tuple[float, int]]) -> _RoundsRatio:
+    """Cochran 1977, equation 6.13, without the correction for a finite population. One prompt alone has an error of 1."""
+    total = math.fsum(replayed for _, replayed in pairs)
+    ratio = math.fsum(counted for counted, _ in pairs) / total
+    if len(pairs) == 1:
+        return _RoundsRatio(ratio, 1.0)
+    squares = math.fsum((counted - ratio * replayed) ** 2 for counted, replayed in pairs)
+    error = math.sqrt(squares * len(pairs) / (len(pairs) - 1)) / total
+    return _RoundsRatio(ratio, error / ratio)

@@ -7,9 +7,11 @@ import pytest
 
 from calibrate.engines.agreement import agreement_kept, thin_agreement
 from perfmodel.acceptance.trace import TRACE_FILE
+from perfmodel.engines.engine_profile import EngineRun
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.replay import replay
+from profiler.engines.engine_request import Arm
 from tests.calibrate.engines.simulate_engine import SimulatedEngine
 from tests.calibrate.factories import make_trace, provenance
 
@@ -57,3 +59,23 @@ def test_under_the_ratio_test_every_probability_shrinks() -> None:
 
 def test_no_loss_changes_nothing() -> None:
     assert thin_agreement(TRACE, 1.0) is TRACE
+
+
+def test_runs_count_by_how_little_their_prompts_scatter() -> None:
+    """Exit 4 repeats the replay of a thinned trace; exit 1 has as many rounds as the replay of the whole one, but scattered."""
+    profile = SimulatedEngine().profile(thin_agreement(TRACE, 0.9), (1, 4), (3, 8))
+    plain_replay = {Arm.of(run): run for run in SimulatedEngine().profile(TRACE, (1, 4), (3, 8)).runs}
+    runs = [_scattered(plain_replay[Arm.of(run)]) if run.exit_layer == 1 else run for run in profile.runs]
+    found = agreement_kept(replace(profile, runs=tuple(runs)), TRACE)
+    assert found == pytest.approx(0.9, abs=0.02)
+
+
+def _scattered(run: EngineRun) -> EngineRun:
+    """Prompts with a half, and with three halves of their rounds."""
+    names = sorted({call.prompt for call in run.calls})
+    factors = {name: (0.5, 1.5)[number % 2] for number, name in enumerate(names)}
+    calls = [
+        call if call.num_rounds is None else replace(call, num_rounds=round(call.num_rounds * factors[call.prompt]))
+        for call in run.calls
+    ]
+    return replace(run, calls=tuple(calls))
