@@ -286,6 +286,8 @@ def test_a_text_is_explained_where_plain_decoding_goes_the_same_way_after_the_sa
     assert first_unexplained((9,), (1, 2, 7, 8), decode) == (2, None)
     assert first_unexplained((9,), (1, 2, 7, 5), decode) == (2, 3)
     assert first_unexplained((9,), (5, 2, 3, 4), decode) == (0, 0)
+    by_prefix[9, 1] = (2, 7, 5)
+    assert first_unexplained((9,), (1, 2, 7, 5), decode) == (2, None)
 
 
 def test_differences_are_counted_with_and_without_an_explanation(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Speculative texts against the engine's own plain texts.
 
 A difference is excused only if the same engine, decoding plainly after the text before it, emits that token. Passes of
-different widths use different kernels, so near-ties can fall either way in either kind of decoding.
+different widths use different kernels, so near-ties can fall either way in either kind of decoding. The text before it can be
+read in one pass, or its last tokens one by one: up to NUM_CUTS ways are tried.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from profiler.engines.measure_engine import log_folder
 from s2d.engines.session import EngineSession
 from s2d.engines.session_request import SessionRequest
 
+NUM_CUTS: Tokens = 16
 Decode = Callable[[Sequence[int], Tokens], tuple[int, ...]]
 """Plain decoding: a prompt and a number of tokens to the tokens."""
 
@@ -83,10 +85,18 @@ def first_unexplained(prompt: Sequence[int], text: Sequence[int], decode: Decode
         if start + same == len(text):
             break
         first = start + same if first is None else first
-        if same == 0:
+        if same == 0 and not _emits(prompt, text, start, decode):
             return first, start
-        start += same
+        start += max(1, same)
     return first, None
+
+
+def _emits(prompt: Sequence[int], text: Sequence[int], position: Tokens, decode: Decode) -> bool:
+    """Whether plain decoding writes the last tokens of the text up to a position, wherever it begins."""
+    for cut in range(max(0, position - NUM_CUTS + 1), position):
+        if decode([*prompt, *text[:cut]], position + 1 - cut) == tuple(text[cut : position + 1]):
+            return True
+    return False
 
 
 def _examined(
