@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from calibrate.planning.compare import compare
     from calibrate.planning.draft_shapes import draft_lengths, draft_shapes
     from calibrate.planning.make_plan import plan
+    from calibrate.planning.plan_engines import plan_engines
     from perfmodel.acceptance.trace import Trace
     from perfmodel.core.errors import S2DError, UserInputError
     from perfmodel.core.provenance import TOOL_VERSION as __version__  # noqa: N811
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "calibrate.engine_metrics.read_engine_metrics": ("read_engine_metrics",),
     "calibrate.planning.make_plan": ("plan",),
+    "calibrate.planning.plan_engines": ("plan_engines",),
     "calibrate.planning.compare": ("compare",),
     "calibrate.planning.draft_shapes": ("draft_shapes", "draft_lengths"),
     "perfmodel.acceptance.trace": ("Trace",),
@@ -112,6 +114,7 @@ __all__ = [
     "latency",
     "load",
     "plan",
+    "plan_engines",
     "profile",
     "profile_engine",
     "profile_law",

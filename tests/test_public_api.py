@@ -21,8 +21,8 @@ PUBLIC = """
 CalibrationCurve Completion ConfidenceFloor Engine EngineReport Export HeuristicLength ModelLatency Plan Policy
 Profile Residuals RoundStats RunReport RunRequest S2DError Sampling SpeculativeModel SurvivalFloor Trace
 UserInputError __version__
-calibrate_draft compare draft_lengths draft_shapes export find_engine latency load plan profile profile_engine
-profile_law read_engine_metrics reduce_vocab replay replay_prompts run train_draft write_exits
+calibrate_draft compare draft_lengths draft_shapes export find_engine latency load plan plan_engines profile
+profile_engine profile_law read_engine_metrics reduce_vocab replay replay_prompts run train_draft write_exits
 """.split()  # noqa: SIM905
 
 

@@ -202,12 +202,12 @@ def _answer(flags: PlanFlags) -> None:
 
 def _answer_engines(flags: PlanFlags) -> None:
     """Plan for every engine, and put the plans side by side."""
-    from calibrate.planning.plan_engines import command_for_engine, plan_engines
+    from calibrate.planning.plan_engines import command_for_engine, make_engine_plans
     from perfmodel.core.provenance import make_provenance
     from perfmodel.results.engine_plans import ENGINE_PLANS_FILE
 
     options = flags.answer
-    plans = plan_engines(flags.request)
+    plans = make_engine_plans(flags.request)
     command = command_for_engine(plans, flags.request, [word for word in flags.command if word != "--explain"])
     printed = replace(plans, next_command=command)
     print_answer(

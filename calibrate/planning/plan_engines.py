@@ -2,26 +2,82 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from calibrate.inputs.requests import PlanRequest
+from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.planning.engine_evidence import DEFAULT_ENGINE, all_engines, engine_profiles
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.suggest_after_plan import DEFAULT_PLAN_PATH
 from perfmodel.core.console import without_flag
+from perfmodel.core.disk import PathLike, as_paths
 from perfmodel.core.errors import OutOfDomain, UserInputError
+from perfmodel.core.units import Tokens
+from perfmodel.models.dtypes import Dtype
 from perfmodel.results.engine_plans import EnginePlan, EnginePlans
+
+if TYPE_CHECKING:
+    from perfmodel.acceptance.trace import Trace
 
 NOT_PROFILED = "not profiled"
 
 
-def plan_engines(request: PlanRequest) -> EnginePlans:
-    """One plan for each engine, the fastest first, and why the others have none.
+def plan_engines(
+    target: PathLike | None = None,
+    *,
+    draft: PathLike | None = None,
+    device: PathLike | None = None,
+    num_devices: int | None = None,
+    dtype: Dtype | None = None,
+    trace: PathLike | Trace | None = None,
+    profiles: PathLike | Sequence[PathLike] = (),
+    prompt_tokens: Tokens | None = None,
+    output_tokens: Tokens | None = None,
+) -> EnginePlans:
+    """What a target and its draft are worth in each engine, the fastest first: `s2d-plan --engine all`.
 
-    With engine profiles, only profiled engines are planned: a datasheet knows no difference between the kernels of two engines.
+    Args:
+        target: a known name, a config.json or its folder, or `org/name` on the Hugging Face hub. None takes the trace's.
+        draft: a known name or a folder. None takes the trace's draft, or the first with a shipped trace for the target.
+        device: a known name, `cpu`, or a `.toml` or `.json` file. None takes the GPU of this machine, else an A100.
+        num_devices: tensor-parallel degree of the target. None takes the fewest devices that hold the models.
+        dtype: of the weights. None takes the device's default.
+        trace: acceptance recorded by `s2d-profile`, as a file or in memory. None takes a shipped trace.
+        profiles: engine profiles by `s2d-profile engine`, and perhaps latency profiles of the bundled runtime. With profiles,
+            only profiled engines are planned: a datasheet knows no difference between the kernels of two engines.
+        prompt_tokens: length of a prompt, in tokens. None takes the mean over the trace.
+        output_tokens: tokens to generate. None takes the length at which the trace was recorded.
+
+    Returns:
+        `plans` in order of their tokens per second, `fastest`, and for every other engine of the table its `problem`.
+
+    Raises:
+        UserInputError: no engine has a plan, for example because the target is unknown.
+
+    Example:
+        >>> plans = s2d.plan_engines("llama-70b", device="h100")
+        >>> {"s2d", "vllm", "sglang"} <= {entry.engine for entry in plans.planned}
+        True
+    """
+    return make_engine_plans(
+        PlanRequest(
+            target=None if target is None else os.fspath(target),
+            draft=None if draft is None else os.fspath(draft),
+            trace=Path(trace) if isinstance(trace, (str, os.PathLike)) else trace,
+            profiles=as_paths(profiles),
+            device=DeviceRequest(device=None if device is None else os.fspath(device), num_devices=num_devices, dtype=dtype),
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+        )
+    )
+
+
+def make_engine_plans(request: PlanRequest) -> EnginePlans:
+    """One plan for each engine, the fastest first, and why the others have none.
 
     Args:
         request: for one target; its engine is ignored. An engine with several profiles, such as of two kinds of weights, has

@@ -7,7 +7,7 @@ import pytest
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
-from calibrate.planning.plan_engines import NOT_PROFILED, plan_engines
+from calibrate.planning.plan_engines import NOT_PROFILED, make_engine_plans, plan_engines
 from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import UserInputError
 from perfmodel.engines.engine import RoundShape
@@ -40,7 +40,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def plans(files: list[str]) -> EnginePlans:
     paths = [Path(word) for word in files if word.endswith(".json")]
-    return plan_engines(PlanRequest(trace=Path("trace.npz"), profiles=tuple(paths)))
+    return make_engine_plans(PlanRequest(trace=Path("trace.npz"), profiles=tuple(paths)))
 
 
 def test_every_profile_has_a_plan_the_fastest_first_and_other_engines_none(plans: EnginePlans) -> None:
@@ -88,7 +88,7 @@ def test_profiles_of_equal_names_in_two_folders_are_two_profiles(files: list[str
         (tmp_path / engine).mkdir()
         paths.append(tmp_path / engine / "engine.json")
         write_engine_profile(paths[-1], simulated.profile(make_trace(), (1, 4), (3, 8)), engine=engine)
-    plans = plan_engines(PlanRequest(trace=Path("trace.npz"), profiles=tuple(paths)))
+    plans = make_engine_plans(PlanRequest(trace=Path("trace.npz"), profiles=tuple(paths)))
     assert {plan.engine: plan.policy is None for plan in plans.plans} == {"openvino": False, "llama.cpp": True}
     flags = [word for path in paths for word in ("--profile", str(path))]
     assert main_plan(["--trace", "trace.npz", *flags, "--engine", "all"]) == 0
@@ -128,12 +128,12 @@ def test_the_verdict_says_what_the_order_does_not_mean(files: list[str], plans: 
     guessed = tuple(replace(part, level="roofline") for part in first.plan.evidence)
     text = unfolded(str(replace(plans, engines=(replace(first, plan=replace(first.plan, evidence=guessed)), *others))))
     assert "The latencies rest on different evidence." in text
-    by_datasheet = plan_engines(PlanRequest(target="llama-70b", device=DeviceRequest(device="h100")))
+    by_datasheet = make_engine_plans(PlanRequest(target="llama-70b", device=DeviceRequest(device="h100")))
     assert "in the passes of a round only: their order is no evidence." in unfolded(str(by_datasheet))
 
 
 def test_without_profiles_every_engine_that_runs_on_the_device_has_a_row() -> None:
-    plans = plan_engines(PlanRequest(target="llama-70b", device=DeviceRequest(device="h100")))
+    plans = make_engine_plans(PlanRequest(target="llama-70b", device=DeviceRequest(device="h100")))
     assert {entry.engine for entry in plans.planned} == set(ENGINES) - {"openvino"}
     [refused] = [entry for entry in plans.engines if entry.plan is None]
     assert refused.problem is not None
@@ -142,9 +142,15 @@ def test_without_profiles_every_engine_that_runs_on_the_device_has_a_row() -> No
     assert "--engine" in plans.explain()
 
 
+def test_the_public_function_answers_as_the_command_does(files: list[str], plans: EnginePlans) -> None:
+    paths = [word for word in files if word.endswith(".json")]
+    assert str(plan_engines(trace="trace.npz", profiles=paths)) == str(plans)
+    assert str(plan_engines(trace="trace.npz", profiles=paths, output_tokens=8)) != str(plans)
+
+
 def test_what_every_engine_meets_is_one_error() -> None:
     with pytest.raises(UserInputError, match="unknown target 'llama-7b0'"):
-        plan_engines(PlanRequest(target="llama-7b0"))
+        make_engine_plans(PlanRequest(target="llama-7b0"))
 
 
 def test_all_engines_go_with_one_target_and_one_trace(files: list[str], capsys) -> None:
