@@ -16,7 +16,7 @@ from calibrate.pricing.draft_placement import drafted_token_s
 from calibrate.pricing.pricing import Pricing, memory_needed
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from perfmodel.acceptance.trace import Trace
-from perfmodel.core.units import Seconds, Tokens
+from perfmodel.core.units import Frac, Seconds, Tokens
 from perfmodel.engines.engine import RoundShape
 from perfmodel.engines.round_shape import DEFAULT_SHAPE
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
@@ -55,6 +55,8 @@ class ScheduleLimits:
     """Draft lengths to choose from."""
     max_batch: int | None
     """Sequences that it decodes together with a draft; None: no limit."""
+    tie_frac: Frac = 0.0
+    """Lengths whose speedups differ by less are equally fast: the shortest is taken."""
 
 
 def batch_schedules(
@@ -83,6 +85,7 @@ def batch_schedules(
             context_tokens=context,
             fitting_batch=_fitting_batch(trace, pricing, context),
             max_batch=limits.max_batch or MAX_BATCH,
+            tie_frac=limits.tie_frac,
         )
         for context in dict.fromkeys((context_tokens, min(max_context, LONG_CONTEXT_RATIO * context_tokens)))
     )
@@ -107,6 +110,7 @@ def batch_schedule(
     context_tokens: Tokens,
     fitting_batch: int | None,
     max_batch: int = MAX_BATCH,
+    tie_frac: Frac = 0.0,
 ) -> BatchSchedule:
     """The fastest option at batches of 1, 2, 4, … and at the largest one, up to the first at which speculation does not pay.
 
@@ -116,11 +120,12 @@ def batch_schedule(
         context_tokens: in the cache of every sequence.
         fitting_batch: largest batch whose caches fit in memory; larger batches are left out. None: unknown.
         max_batch: the largest batch to price if memory allows.
+        tie_frac: see `ScheduleLimits`.
     """
     largest = max_batch if fitting_batch is None else min(max_batch, fitting_batch)
     points: list[BatchPoint] = []
     for batch in _batches_up_to(largest):
-        points.append(_best_point(options, at_batch, batch, context_tokens))
+        points.append(_best_point(options, _speedups(at_batch, batch, context_tokens), batch, tie_frac))
         if not points[-1].draft_tokens:
             break
     stops = None if points[-1].draft_tokens else _break_even_batch(options, at_batch, points, context_tokens)
@@ -193,12 +198,14 @@ def block_s(draft: LatencyModel, option: Option, context_tokens: Tokens) -> Seco
     return wide - narrow
 
 
-def _best_point(options: Sequence[Option], at_batch: AtBatch, batch: int, context_tokens: Tokens) -> BatchPoint:
-    """The fastest option at a batch, or plain decoding."""
-    speedup = _speedups(at_batch, batch, context_tokens)
-    best = max(options, key=speedup)
-    if speedup(best) <= 1:
+def _best_point(options: Sequence[Option], speedup: Callable[[Option], float], batch: int, tie_frac: Frac) -> BatchPoint:
+    """The fastest option at a batch, or the shortest that is as fast; plain decoding if none pays."""
+    fastest = max(options, key=speedup)
+    if speedup(fastest) <= 1:
         return BatchPoint(batch=batch, exit_layer=None, draft_tokens=0, speedup=1.0)
+    least = max(1.0, (1 - tie_frac) * speedup(fastest))
+    equal = [option for option in options if option.exit_layer == fastest.exit_layer and speedup(option) >= least]
+    best = min(equal, key=lambda option: option.draft_tokens)
     return BatchPoint(batch=batch, exit_layer=best.exit_layer, draft_tokens=best.draft_tokens, speedup=speedup(best))
 
 

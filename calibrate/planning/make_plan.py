@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calibrate.engines.price_engine import price_by_engine_profile, select_engine_profile
-from calibrate.engines.search_engine import draft_lengths_of, engine_overfitting, engine_scenario, search_engine
+from calibrate.engines.search_engine import (
+    TIE_FRAC,
+    draft_lengths_of,
+    engine_overfitting,
+    engine_scenario,
+    search_engine,
+)
 from calibrate.inputs.acceptance import Acceptance, resolve_acceptance
 from calibrate.inputs.draft import resolve_draft_name
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
@@ -215,7 +221,7 @@ def _decide_for_engine(acceptance: Acceptance, pricing: Pricing, engine: Engine)
     scenario = engine_scenario(trace, pricing)
     chosen, runners_up = price_engine_searched(search_engine(scenario, engine, pricing), trace, pricing)
     exits = () if chosen.policy is None or not engine.has_tokens_by_batch else chosen.policy.exits
-    limits = ScheduleLimits(exits=exits, lengths=draft_lengths_of(engine), max_batch=engine.max_batch)
+    limits = ScheduleLimits(exits=exits, lengths=draft_lengths_of(engine), max_batch=engine.max_batch, tie_frac=TIE_FRAC)
     return _Decision(
         chosen=chosen,
         runners_up=runners_up,

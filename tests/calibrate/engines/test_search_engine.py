@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from calibrate.engines.fit_engine import fit_engine
-from calibrate.engines.search_engine import draft_lengths_of, engine_overfitting, engine_scenario, search_engine
+from calibrate.engines.search_engine import (
+    TIE_FRAC,
+    draft_lengths_of,
+    engine_overfitting,
+    engine_scenario,
+    search_engine,
+)
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.engine_evidence import resolve_engine_device
 from calibrate.pricing.datasheet import price_by_datasheet
@@ -44,6 +50,16 @@ def test_every_engine_gets_a_policy_that_it_can_execute(engine: Engine) -> None:
     policies = [found.chosen.policy, *found.single_exits, *(scored.policy for scored in found.by_exits)]
     for policy in filter(None, policies):
         assert not executable_policy_problems(engine, policy)
+
+
+@pytest.mark.parametrize("engine", ON_GPU, ids=lambda engine: engine.name)
+def test_of_lengths_that_are_nearly_equally_fast_the_shortest_is_chosen(engine: Engine) -> None:
+    pricing = by_datasheet(engine)
+    scenario = engine_scenario(TRACE, pricing)
+    for policy in search_engine(scenario, engine, pricing).single_exits:
+        lengths = [replace(policy, tokens=tokens) for tokens in draft_lengths_of(engine)]
+        rates = scenario.tokens_per_s(lengths)
+        assert policy == lengths[np.flatnonzero(rates >= (1 - TIE_FRAC) * rates.max())[0]]
 
 
 def test_lengths_stay_within_the_limits_of_the_engine_and_of_the_search() -> None:

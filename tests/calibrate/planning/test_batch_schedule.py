@@ -53,6 +53,20 @@ def test_every_point_is_the_fastest_option_and_the_schedule_ends_where_none_pays
     assert free.points[-1].exit_layer is None
 
 
+def test_of_equally_fast_lengths_the_shortest_is_taken() -> None:
+    def lengths(tie_frac: float) -> list[int]:
+        schedule = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=4, tie_frac=tie_frac)
+        return [point.draft_tokens for point in schedule.points]
+
+    def shortest(batch: int, tie_frac: float) -> int:
+        best = max(speedup(batch, tokens) for tokens in (1, 2, 4))
+        return min(tokens for tokens in (1, 2, 4) if speedup(batch, tokens) >= (1 - tie_frac) * best)
+
+    assert lengths(0.0) == [4, 4, 4]
+    assert lengths(0.5) == [shortest(batch, 0.5) for batch in (1, 2, 4)] != lengths(0.0)
+    assert all(lengths(1.0))  # a length that does not pay is no tie
+
+
 def test_the_batch_at_which_it_stops_is_the_smallest_one() -> None:
     schedule = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=None)
     assert schedule.stops_at_batch is not None
