@@ -115,7 +115,6 @@ FULL = EngineSize(
         _slow("transformers", "f32", 5.5),
         _slow("mlx-lm", "f32", 9),
         _restarted("vllm", "f32", 25),
-        _restarted("vllm", "bf16", 25),
     ),
     traced_prompts=60,
     max_new_tokens=64,
