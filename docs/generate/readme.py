@@ -1,22 +1,27 @@
-"""The generated parts of README.md: the plan that its first command prints, and the measured errors of predictions."""
+"""The generated parts of README.md: the plan that its first command prints, and measured errors of predictions."""
 
 import contextlib
 import io
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from docs.generate.marks import with_part
-from perfmodel.core.units import format_frac
+from perfmodel.core.units import format_frac, format_speedup
+from perfmodel.engines.find_engine import find_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = "s2d-plan --target llama-70b"
 
 
 def with_readme_parts(page: str) -> str:
-    """The page with both parts made anew."""
-    return with_part(with_part(page, "plan-output", f"```\n{plan_output()}\n```"), "prediction", prediction_text())
+    """The page with its parts made anew."""
+    parts = {"plan-output": f"```\n{plan_output()}\n```", "prediction": prediction_text(), "engines": engines_text()}
+    for name, text in parts.items():
+        page = with_part(page, name, text)
+    return page
 
 
 def plan_output() -> str:
@@ -32,13 +37,38 @@ def plan_output() -> str:
 
 def prediction_text() -> str:
     """The error of predicted speedups, from benchmarks/results/prediction.json."""
-    kept = json.loads((ROOT / "benchmarks" / "results" / "prediction.json").read_text(encoding="utf-8"))
+    kept = _kept("prediction")
     result = kept["result"]
     errors = (result[f"{which}_abs_error_frac"] for which in ("median", "p95", "worst"))
     median, p95, worst = map(format_frac, errors)
     return (
-        f"{result['num_configs']} configurations on prompts that were not profiled ({kept['provenance']['device']}): median "
-        f"error of the speedup **{median}**, 95th percentile {p95}, worst {worst}, where plain decoding differs from itself by "
+        f"In the bundled runtime, {result['num_configs']} configurations on prompts that were not profiled "
+        f"([figure](docs/figures/predicted_against_measured.png); {kept['provenance']['device']}): median error of the speedup "
+        f"**{median}**, 95th percentile {p95}, worst {worst}, where plain decoding differs from itself by "
         f"{format_frac(result['noise_frac'])}. The 90 % intervals held {format_frac(result['interval_coverage_frac'])} of the "
         f"measurements."
     )
+
+
+def engines_text() -> str:
+    """The error of speedups predicted in other engines, from benchmarks/results/engines.json."""
+    kept = _kept("engines")
+    result = kept["result"]
+    keys = ("median_abs_error_frac", "p95_abs_error_frac", "regret_frac", "leviathan_median_abs_error_frac")
+    median, p95, regret, formula = (format_frac(result[key]) for key in keys)
+    num_right = round(result["decision_accuracy_frac"] * result["num_decisions"])
+    speedups = [config["measured_speedup"] for config in kept["details"]["configs"]]
+    titles = dict.fromkeys(find_engine(setting["engine"]).title for setting in kept["details"]["settings"])
+    return (
+        f"In {len(titles)} engines ({', '.join(titles)}), {result['num_configs']} exits and lengths that no profile had, on "
+        f"other prompts, worth {format_speedup(min(speedups))} to {format_speedup(max(speedups))} "
+        f"({kept['provenance']['device']}): median error of the speedup **{median}**, 95th percentile {p95}. Whether to draft "
+        f"was right in {num_right} of {result['num_decisions']} cases; plans were {regret} behind the best measured in the "
+        f"mean. Leviathan's formula, which is told the engine's own acceptance, errs by {formula} in the median."
+    )
+
+
+def _kept(name: str) -> dict[str, Any]:
+    """The last full run of a benchmark."""
+    kept: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return kept
