@@ -10,7 +10,7 @@ from calibrate.engine_metrics.fields import MAX_COUNT
 from perfmodel.core.errors import BadFile, UserInputError, quoted
 from perfmodel.engines.prometheus_text import BadSample, Sample, read_samples
 
-_FIX = "Save the whole answer of /metrics: curl -s http://127.0.0.1:PORT/metrics > metrics.txt"
+_FIX = "Save the whole answer of /metrics: curl -sf http://127.0.0.1:PORT/metrics > metrics.txt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,6 +96,10 @@ def _recognised(file: MetricsFile, name: str | None) -> MetricsFormat:
     if name is not None:
         problem = f"it has no {FORMATS[name].recognised_by}, expected {name}: {FORMATS[name].written_by}"
         raise BadFile(file.path, f"{problem} (it has {keys})", "Leave out --format to recognise the format by its content")
+    if "error" in file.keys:
+        raise BadFile(
+            file.path, "it is an error that a server answered, expected metrics", "Ask again once its models are loaded"
+        )
     looked_for = "; ".join(f"{candidate.name} ({candidate.recognised_by})" for candidate in candidates)
     fix = f"{FIX}, or give its format with --format; {LISTED_IN} says how to write each"
     raise BadFile(file.path, f"its format is not known: it has {keys}. Looked for {looked_for}", fix)

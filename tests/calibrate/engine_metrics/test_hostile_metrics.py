@@ -40,6 +40,7 @@ def edited(source: str, folder: Path, change: Callable[[dict[str, Any]], object]
         ("up 1\n", "its format is not known: it has up. Looked for engine-profile"),
         ('{"model": "x"}', "its format is not known: it has model. Looked for engine-profile"),
         ("{}", "it has nothing"),
+        ('{"error": {"message": "Loading model", "code": 503}}', "it is an error that a server answered, expected metrics"),
     ],
 )
 def test_a_file_of_no_known_format_says_what_was_looked_for(text: str, message: str, tmp_path: Path) -> None:
