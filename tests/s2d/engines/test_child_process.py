@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,12 @@ WITH_GRANDCHILD = (
     "time.sleep(99)\n"
 )
 """An engine that starts a process in a session of its own, which ignores SIGTERM."""
+DEFAULT_SIGNALS = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+)
+"""Tests that run in the background or under nohup hand down that these signals are ignored."""
 PARENT = f"""
+{DEFAULT_SIGNALS}
 import os, sys, time
 from pathlib import Path
 from s2d.engines.processes.child_process import ChildProcess
@@ -33,6 +40,18 @@ if sys.argv[2] == "raise":
     raise ValueError("on purpose")
 time.sleep(99)
 """
+
+
+@contextmanager
+def running(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that writes lines. It is dead in the end, also if the test fails."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def child_of(script: str, log: Path) -> ChildProcess:
@@ -57,17 +76,14 @@ def wait_until_ended(pids: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("how", ["raise", signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=str)
 def test_nothing_survives_the_end_of_the_parent(tmp_path: Path, how: signal.Signals | str) -> None:
-    command = [sys.executable, "-c", PARENT, str(tmp_path / "log"), str(how)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
-    assert parent.stdout is not None
-    pids = [int(word) for word in parent.stdout.readline().split()]
-    assert len(pids) == 2
-    if isinstance(how, signal.Signals):
-        assert not any(map(has_ended, pids))
-        parent.send_signal(how)
-    parent.wait(timeout=20)
-    parent.stdout.close()
+    with running(PARENT, str(tmp_path / "log"), str(how)) as parent:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        if isinstance(how, signal.Signals):
+            assert not any(map(has_ended, pids))
+            parent.send_signal(how)
+        parent.wait(timeout=20)
     assert wait_until_ended(pids) == []
 
 
@@ -90,20 +106,16 @@ def test_what_an_ended_command_left_running_is_ended(tmp_path: Path) -> None:
 def test_a_command_that_is_run_to_its_end_ends_with_an_interruption_or_the_parent(tmp_path: Path, how: signal.Signals) -> None:
     script = WITH_GRANDCHILD.replace("print(", "print(__import__('os').getpid(), ")
     run = (
-        "import os, sys; from s2d.engines.processes.child_process import run_guarded; "
+        f"{DEFAULT_SIGNALS}import os, sys; from s2d.engines.processes.child_process import run_guarded; "
         f"run_guarded([sys.executable, '-c', {script!r}], environment=dict(os.environ), stdout=None, stderr=None)"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", run], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    )
-    assert parent.stdout is not None
-    pids = [int(word) for word in parent.stdout.readline().split()]
-    assert len(pids) == 2
-    assert not any(map(has_ended, pids))
-    parent.send_signal(how)
-    parent.wait(timeout=20)
-    parent.stdout.close()
+    with running(run) as parent:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert not any(map(has_ended, pids))
+        parent.send_signal(how)
+        parent.wait(timeout=20)
     assert wait_until_ended(pids) == []
 
 
