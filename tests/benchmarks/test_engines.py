@@ -263,6 +263,16 @@ def test_disturbed_calls_are_left_out_where_others_remain() -> None:
     assert measured_speedup(run_with([6.4, 6.4], waited=[0.5, 0.5]), run_with([3.2, 3.2])) == 2
 
 
+def test_plain_decoding_in_other_visits_is_compared_where_memory_kept_it_apart() -> None:
+    def visited(run: EngineRun, first: int) -> EngineRun:
+        return replace(run, calls=tuple(replace(call, visit=first + number % 2) for number, call in enumerate(run.calls)))
+
+    plain, faster = visited(run_with([3.2, 3.6]), 0), run_with([1.6, 1.6], arm=drafting(4, 3))
+    assert measured_speedup(plain, visited(faster, 0)) == pytest.approx(3.4 / 1.6)
+    assert measured_speedup(plain, visited(faster, 1)) == pytest.approx(3.6 / 1.6)
+    assert measured_speedup(plain, visited(faster, 2)) == pytest.approx(3.4 / 1.6)
+
+
 def test_the_cost_ratio_of_an_exit_lies_on_the_line_between_those_alone() -> None:
     profile = SIMULATED.profile(evidence().calibration, (1, 6), (2,), alone=(1, 6))
     expected = (SIMULATED.draft_pass_s + 4 * SIMULATED.draft_layer_s) / SIMULATED.plain_s

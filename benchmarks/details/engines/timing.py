@@ -20,6 +20,8 @@ def run_of(profile: EngineProfile, arm: Arm) -> EngineRun:
 def measured_speedup(plain: EngineRun, run: EngineRun, half: int | None = None) -> float:
     """Plain seconds of a token over those of a run, totals over the same visits to the same prompts.
 
+    Where memory does not hold all processes at once, plain decoding had other visits: then over all of them.
+
     Args:
         plain: plain decoding.
         run: another configuration.
@@ -27,9 +29,9 @@ def measured_speedup(plain: EngineRun, run: EngineRun, half: int | None = None) 
             None takes all.
     """
     visits = {call.visit for calls in _calls_by_prompt(run, half) for call in calls}
-    if None in visits:
-        return token_s(plain, half) / token_s(run, half)
     beside = tuple(call for call in plain.calls if call.visit in visits)
+    if None in visits or not beside:
+        return token_s(plain, half) / token_s(run, half)
     return token_s(replace(plain, calls=beside)) / token_s(run, half)
 
 
