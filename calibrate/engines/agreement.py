@@ -35,15 +35,15 @@ def agreement_kept(profile: EngineProfile, trace: Trace) -> Frac | None:
     """
     runs = [run for run in profile.runs if run.draft_tokens and run.floor is None]
     counted = {run: rounds for run in runs if (rounds := _reported_rounds(run))}
-    ratios = {run: ratio for run, ratio in _rounds_ratios(counted, profile, trace).items() if ratio is not None}
+    ratios = _rounds_ratios(counted, profile, trace)
     if not ratios:
         return None
     weights = {run: 1 / (ratio.error_frac**2 + TOLERANCE_FRAC**2) for run, ratio in ratios.items()}
 
-    def excess(trace: Trace) -> float:
-        thinned = _rounds_ratios({run: counted[run] for run in ratios}, profile, trace)
-        logs = {run: math.log(ratio.ratio) for run, ratio in thinned.items() if ratio is not None}
-        return math.fsum(weights[run] * log for run, log in logs.items()) / math.fsum(weights[run] for run in logs)
+    def excess(thinned: Trace) -> float:
+        """Mean logarithm of the engine's rounds over the replayed ones."""
+        logs = {run: math.log(ratio.ratio) for run, ratio in _rounds_ratios(counted, profile, thinned).items()}
+        return math.fsum(weights[run] * log for run, log in logs.items()) / math.fsum(weights.values())
 
     if excess(trace) <= TOLERANCE_FRAC:
         return 1.0
@@ -108,13 +108,14 @@ class _RoundsRatio:
 
 def _rounds_ratios(
     counted: dict[EngineRun, dict[str, float]], profile: EngineProfile, trace: Trace
-) -> dict[EngineRun, _RoundsRatio | None]:
-    """By run; None if the run and the trace share no prompt."""
-    ratios: dict[EngineRun, _RoundsRatio | None] = {}
+) -> dict[EngineRun, _RoundsRatio]:
+    """By run, if it shares a prompt with the trace."""
+    ratios: dict[EngineRun, _RoundsRatio] = {}
     for run, rounds in counted.items():
         replayed = replayed_rounds(run, profile, trace)
         pairs = [(rounds[name], stats.num_rounds) for name, stats in replayed.items() if name in rounds]
-        ratios[run] = _ratio_of_totals(pairs) if pairs else None
+        if pairs:
+            ratios[run] = _ratio_of_totals(pairs)
     return ratios
 
 
