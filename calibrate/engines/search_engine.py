@@ -27,7 +27,8 @@ from perfmodel.results.plan import Overfitting
 NUM_FLOOR_STARTS = 2
 """Exits whose best lengths are tried with floors."""
 TIE_FRAC: Frac = 0.02
-"""Lengths of an exit whose speeds differ by less are nearly equally fast: less than half of the smallest error of a plan."""
+"""Two lengths of an exit count as equally fast if their predicted speeds differ by at most this share. The smallest error
+that a plan for an engine states is more than twice as large."""
 
 
 def engine_scenario(trace: Trace, pricing: Pricing) -> Scenario:

@@ -56,7 +56,7 @@ class ScheduleLimits:
     max_batch: int | None
     """Sequences that it decodes together with a draft; None: no limit."""
     tie_frac: Frac = 0.0
-    """Lengths whose speedups differ by less are equally fast: the shortest is taken."""
+    """Two lengths count as equally fast if their speedups differ by at most this share. The shortest is taken."""
 
 
 def batch_schedules(
