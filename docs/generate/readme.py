@@ -60,11 +60,12 @@ def engines_text() -> str:
     speedups = [config["measured_speedup"] for config in kept["details"]["configs"]]
     titles = dict.fromkeys(find_engine(setting["engine"]).title for setting in kept["details"]["settings"])
     return (
-        f"In {len(titles)} engines ({', '.join(titles)}), {result['num_configs']} exits and lengths that no profile had, on "
-        f"other prompts, worth {format_speedup(min(speedups))} to {format_speedup(max(speedups))} "
-        f"({kept['provenance']['device']}): median error of the speedup **{median}**, 95th percentile {p95}. Whether to draft "
-        f"was right in {num_right} of {result['num_decisions']} cases; plans were {regret} behind the best measured in the "
-        f"mean. Leviathan's formula, which is told the engine's own acceptance, errs by {formula} in the median."
+        f"In {len(titles)} engines ({', '.join(titles)}; {kept['provenance']['device']}), {result['num_configs']} "
+        f"configurations were predicted whose exits and lengths no profile had. On other prompts than the profile's they "
+        f"measured {format_speedup(min(speedups))} to {format_speedup(max(speedups))}. The median error of the speedup is **{median}**, "
+        f"the 95th percentile {p95}. Whether to draft was right in {num_right} of the {result['num_decisions']} cases that "
+        f"measured below 0.97x or above 1.03x. In the mean, plans were {regret} slower than the best measured configuration. "
+        f"Leviathan's formula has a median error of {formula}, although it was given the engine's own acceptance."
     )
 
 
