@@ -21,6 +21,7 @@ from s2d.engines.session import EngineSession
 from s2d.engines.session_request import SessionRequest
 
 NUM_CUTS: Tokens = 16
+"""Places from which plain decoding is tried: at the token itself, and at the 15 before it."""
 Decode = Callable[[Sequence[int], Tokens], tuple[int, ...]]
 """Plain decoding: a prompt and a number of tokens to the tokens."""
 
@@ -92,7 +93,7 @@ def first_unexplained(prompt: Sequence[int], text: Sequence[int], decode: Decode
 
 
 def _emits(prompt: Sequence[int], text: Sequence[int], position: Tokens, decode: Decode) -> bool:
-    """Whether plain decoding writes the last tokens of the text up to a position, wherever it begins."""
+    """Whether plain decoding from one of the last tokens before a position writes the text through that position."""
     for cut in range(max(0, position - NUM_CUTS + 1), position):
         if decode([*prompt, *text[:cut]], position + 1 - cut) == tuple(text[cut : position + 1]):
             return True
