@@ -63,7 +63,8 @@ def engines_text() -> str:
         f"In {len(titles)} engines ({', '.join(titles)}; {kept['provenance']['device']}), {result['num_configs']} "
         f"configurations were predicted whose exits and lengths no profile had. On other prompts than the profile's they "
         f"measured {format_speedup(min(speedups))} to {format_speedup(max(speedups))}. The median error of the speedup "
-        f"is **{median}**, the 95th percentile {p95}. Whether to draft was right in {num_right} of the {result['num_decisions']} cases that "
+        f"is **{median}**, the 95th percentile {p95}. "
+        f"Whether to draft was right in {num_right} of the {result['num_decisions']} cases that "
         f"measured below 0.97x or above 1.03x. In the mean, plans were {regret} slower than the best measured configuration. "
         f"Leviathan's formula has a median error of {formula}, although it was given the engine's own acceptance."
     )
